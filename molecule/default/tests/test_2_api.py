@@ -1,0 +1,76 @@
+"""What a client gets, through the OpenAI client from PyPI."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def ask(client, model: str, question: str = "What is the capital of France?", **options):
+    return client.chat.completions.create(
+        model=model,
+        messages=[{"role": "user", "content": question}],
+        temperature=0,
+        **{"max_tokens": 32} | options,
+    )
+
+
+def test_models_are_listed_exactly(client):
+    assert sorted(model.id for model in client.models.list()) == ["gemma3", "smollm2"]
+
+
+def test_smollm2_knows_the_capital_of_france(client):
+    assert "Paris" in ask(client, "smollm2").choices[0].message.content
+
+
+def test_gemma3_answers_with_words(client):
+    # A base model: that it answers is promised, not what it says.
+    answer = ask(client, "gemma3")
+    assert answer.choices[0].message.content.strip()
+    assert answer.usage.completion_tokens > 1
+
+
+def test_answers_stream_token_by_token(client):
+    chunks = [chunk.choices[0] for chunk in ask(client, "smollm2", stream=True)]
+    assert "Paris" in "".join(choice.delta.content or "" for choice in chunks)
+    assert len(chunks) > 3
+    assert chunks[-1].finish_reason == "stop"
+
+
+def test_the_request_chooses_the_model_there_and_back(client):
+    # Vectors of different lengths prove which model answered; the reply's `model` only echoes the request.
+    lengths = []
+    for model in ("smollm2", "gemma3", "smollm2"):
+        vectors = client.embeddings.create(model=model, input="Paris", encoding_format="float")
+        lengths.append(len(vectors.data[0].embedding[0]))
+    assert lengths == [576, 640, 576]
+
+
+@pytest.mark.parametrize("model", ["smollm2", "gemma3"])
+def test_japanese_prompts_are_taken(client, model):
+    answer = ask(client, model, "日本の首都はどこですか。")
+    assert answer.choices[0].message.content
+    assert answer.usage.prompt_tokens > 5
+
+
+def test_a_long_answer_is_not_cut_off_by_a_second_request(client):
+    stream = iter(ask(client, "smollm2", "Tell a long story.", stream=True, max_tokens=200))
+    first = next(stream)
+    assert ask(client, "smollm2").choices[0].message.content
+    rest = [chunk.choices[0] for chunk in stream]
+    assert first and rest[-1].finish_reason in ("stop", "length")
+
+
+def test_smoke_test_keeps_all_promises_and_reports(play, tmp_path):
+    report = tmp_path / "report.json"
+    smoke = play("smoke.yml", smoke_report=str(report))
+    assert smoke.rc == 0, smoke.output
+    assert "0 broken" in smoke.output
+    assert "Paris" in report.read_text(encoding="utf-8")
+
+
+def test_smoke_test_names_each_broken_promise(play, demo_variables):
+    # Expecting a model that is not deployed: listed wrongly; the engine silently answers with another one.
+    missing = {**demo_variables["llm_models"][0], "alias": "missing"}
+    smoke = play("smoke.yml", llm_models=[*demo_variables["llm_models"], missing])
+    assert smoke.rc != 0
+    assert "llm-default llamacpp: lists exactly the deployed models:" in smoke.output

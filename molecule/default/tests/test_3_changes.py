@@ -1,0 +1,235 @@
+"""What an operator's changes do: good ones are applied, bad ones end in one clear error with nothing touched."""
+
+from __future__ import annotations
+
+import json
+
+import openai
+import pytest
+from conftest import PORT, URL
+
+
+def without(dictionary: dict, key: str) -> dict:
+    return {name: value for name, value in dictionary.items() if name != key}
+
+
+def test_a_second_run_changes_nothing_and_restarts_nothing(play, untouched):
+    run = play()
+    assert run.rc == 0, run.output
+    assert run.count("changed") == 0, run.output
+
+
+def test_check_mode_tells_what_would_change_and_touches_nothing(play, untouched):
+    run = play("site.yml", "--check", "--diff", llm_server_settings={"interrupt_requests": True})
+    assert run.rc == 0, run.output
+    assert '+  "interrupt_requests": true' in run.output
+    assert "Unit llamacpp.service is enabled" in run.output
+
+
+# Each line: what the operator did wrong, as variables made from the good ones, and what the one error must say.
+BAD_INPUT = {
+    "unknown setting": (
+        lambda good: {"llm_model_defaults": {"n_ctxx": 4096}},
+        ["llm_model_defaults", "n_ctxx", "n_ctx"],
+    ),
+    "wrong type": (
+        lambda good: {"llm_model_defaults": {"n_ctx": "four thousand"}},
+        ["llm_model_defaults", "n_ctx", "integer"],
+    ),
+    "unknown chat_format": (
+        lambda good: {"llm_model_defaults": {"chat_format": "chatmll"}},
+        ["chat_format", "chatmll", "chatml", "llama-2"],
+    ),
+    "duplicate alias": (
+        lambda good: {"llm_models": [*good["llm_models"], good["llm_models"][0]]},
+        ["llm_models", "alias", "smollm2"],
+    ),
+    "duplicate port": (
+        lambda good: {
+            "llm_instances": [
+                {"name": "one", "port": 20080, "gpus": []},
+                {"name": "two", "port": 20080, "gpus": []},
+            ]
+        },
+        ["llm_instances", "20080", "one", "two"],
+    ),
+    "unknown model": (
+        lambda good: {"llm_instances": [{"name": "llamacpp", "port": 20080, "models": ["gpt"]}]},
+        ["llm_instances", "gpt", "smollm2, gemma3"],
+    ),
+    "missing sha256": (
+        lambda good: {"llm_models": [without(good["llm_models"][0], "sha256")]},
+        ["llm_models", "sha256", "smollm2"],
+    ),
+    "misspelled variable": (
+        lambda good: {"llm_instance": []},
+        ["llm_instance ", "llm_instances"],
+    ),
+    "GPU on the CPU backend": (
+        lambda good: {"llm_instances": [{"name": "llamacpp", "port": 20080, "gpus": [0]}]},
+        ["llm_instances", "gpus: []"],
+    ),
+    "URL that answers 404": (
+        lambda good: {
+            "llm_models": [
+                good["llm_models"][0]
+                | {"file": "new.gguf", "url": "http://models.internal/no-such-file.gguf"}
+            ]
+        },
+        ["llm_models", "smollm2", "http://models.internal/no-such-file.gguf", "404"],
+    ),
+    "URL that answers a web page": (
+        lambda good: {
+            "llm_models": [
+                good["llm_models"][0]
+                | {"file": "new.gguf", "url": "http://models.internal/login.html"}
+            ]
+        },
+        ["llm_models", "smollm2", "login.html", "web page"],
+    ),
+    "unsupported operating system": (
+        lambda good: {"preflight_supported_os": [{"name": "Ubuntu", "versions": ["24.04"]}]},
+        ["Debian 13", "Ubuntu 24.04", "preflight_supported_os"],
+    ),
+    "too little disk space": (
+        lambda good: {
+            "llm_home": "/mnt/small",
+            "llm_models_dir": "/mnt/small/model",
+        },
+        ["/mnt/small", "MB", "llm_home"],
+    ),
+    "user id of somebody else": (
+        lambda good: {"llm_uid": 33},
+        ["llm_uid", "33", "www-data"],
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def small_disk(host):
+    """A real file system of 64 MiB on the host."""
+    host.check_output("mkdir -p /mnt/small && mount -t tmpfs -o size=64m tmpfs /mnt/small")
+    yield
+    host.check_output("umount /mnt/small && rmdir /mnt/small")
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+@pytest.mark.usefixtures("small_disk")
+def test_bad_input_is_one_clear_error_and_nothing_is_touched(play, untouched, demo_variables, case):
+    variables, must_say = BAD_INPUT[case]
+    run = play(**variables(demo_variables))
+    assert run.rc != 0, run.output
+    assert run.count("changed") == 0, run.output
+    assert run.output.count("fatal:") == 1, run.output
+    error = run.output.split("fatal:")[1]
+    for words in must_say:
+        assert words in error, f"{words!r} is not in: {error}"
+
+
+def test_a_port_taken_by_a_foreign_process_is_named(host, play, untouched):
+    host.check_output("systemd-run --unit=squatter python3 -m http.server 20099")
+    try:
+        instances = [
+            {"name": "llamacpp", "port": 20080, "gpus": []},
+            {"name": "second", "port": 20099, "gpus": []},
+        ]
+        run = play(llm_instances=instances)
+    finally:
+        host.check_output("systemctl stop squatter")
+    assert run.rc != 0
+    assert run.count("changed") == 0
+    error = run.output.split("fatal:")[1]
+    assert "20099" in error and "python3" in error and "second" in error
+
+
+def test_a_file_with_a_wrong_sha256_is_not_installed(host, play, untouched, demo_variables):
+    wrong = {"alias": "wrong", "file": "wrong.gguf", "sha256": "0" * 64}
+    model = {**demo_variables["llm_models"][0], **wrong}
+    run = play(llm_models=[*demo_variables["llm_models"], model])
+    assert run.rc != 0
+    error = run.output.split("fatal:")[1]
+    assert "0" * 64 in error
+    assert demo_variables["llm_models"][0]["sha256"] in error
+    assert not host.file("/home/llm/llamacpp/model/wrong.gguf").exists
+
+
+def test_the_engine_itself_refuses_a_bad_config_and_names_the_setting(host):
+    config = json.loads(host.file("/home/llm/llamacpp/config.json").content_string)
+    config["models"][1]["n_ctxx"] = 1
+    host.check_output("mkdir -p /tmp/candidate")
+    host.run_expect([0], f"echo '{json.dumps(config)}' > /tmp/candidate/config.json")
+    refused = host.run(
+        "docker run --rm --network=none -v /tmp/candidate:/candidate:ro llamacpp:latest "
+        "check-config --skip-files /candidate/config.json"
+    )
+    assert refused.rc == 1
+    assert "n_ctxx" in refused.stdout + refused.stderr
+    assert "n_ctx" in (refused.stdout + refused.stderr).replace("n_ctxx", "")
+
+
+def test_a_changed_setting_is_deployed_with_one_restart(host, play, container):
+    before = container()["State"]["StartedAt"]
+    changed = {"logits_all": False, "embedding": True, "use_mlock": False, "n_batch": 256}
+    run = play(llm_model_defaults=changed)
+    assert run.rc == 0, run.output
+    config = json.loads(host.file("/home/llm/llamacpp/config.json").content_string)
+    assert [model["n_batch"] for model in config["models"]] == [256, 256]
+    assert container()["State"]["StartedAt"] > before
+
+
+def test_an_api_key_is_asked_for_and_shows_up_nowhere(host, play, client):
+    key = "a-very-secret-key"
+    run = play("site.yml", "-vvv", "--diff", llm_api_key=key)
+    assert run.rc == 0, run.output
+    # The one place is the line that shows the command's own -e, as every Ansible run does at -vvv.
+    assert key not in "\n".join(
+        line for line in run.output.splitlines() if not line.startswith("ansible-playbook ")
+    )
+    with pytest.raises(openai.AuthenticationError):
+        client.models.list()
+    assert client.with_options(api_key=key).models.list().data
+    assert host.file("/etc/llamacpp/llamacpp.env").mode == 0o600
+    assert key not in host.file("/home/llm/llamacpp/config.json").content_string
+    assert host.run(f"grep -rqs {key} /etc/systemd /proc/[0-9]*/cmdline").rc == 1
+    smoke = play("smoke.yml", llm_api_key=key)
+    assert smoke.rc == 0, smoke.output
+    assert "refuses a wrong API key" not in smoke.output.split("broken")[-1]
+
+
+def test_back_to_the_inventory_the_key_is_gone_and_clients_are_let_in(host, play, client):
+    run = play()
+    assert run.rc == 0, run.output
+    assert not host.file("/etc/llamacpp/llamacpp.env").exists
+    assert client.models.list().data
+
+
+def test_a_server_that_cannot_start_fails_the_play_with_its_last_lines(
+    host, play, untouched, demo_variables
+):
+    # A file that ends in the middle: valid magic, so only loading it shows that it is broken.
+    good = demo_variables["llm_models"][0]
+    host.check_output(
+        "head --bytes=1000000 /home/llm/llamacpp/model/%s > /home/llm/llamacpp/model/half.gguf",
+        good["file"],
+    )
+    half = {**good, "alias": "half", "file": "half.gguf", "sha256": "none"}
+    run = play(
+        llm_models=[*demo_variables["llm_models"], half],
+        llm_instances=[
+            {"name": "llamacpp", "port": 20080, "gpus": [], "models": ["smollm2", "gemma3"]},
+            {"name": "broken", "port": 20081, "gpus": [], "models": ["half"]},
+        ],
+    )
+    host.check_output("systemctl disable --now broken")
+    host.check_output("rm /etc/systemd/system/broken.service && systemctl daemon-reload")
+    assert run.rc != 0
+    error = run.output.split("fatal:")[-1]
+    assert "broken did not become ready" in error
+    assert "half.gguf" in error
+
+
+def test_the_port_is_published_as_the_inventory_says(container):
+    assert container()["HostConfig"]["PortBindings"] == {
+        "20080/tcp": [{"HostIp": "0.0.0.0", "HostPort": "20080"}]
+    }
+    assert URL.endswith(str(PORT))

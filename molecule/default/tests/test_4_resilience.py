@@ -1,0 +1,70 @@
+"""What happens when something dies. Runs last, because it reboots the host."""
+
+from __future__ import annotations
+
+import subprocess
+
+import openai
+from conftest import HOST, wait_until
+
+
+def answers(client) -> bool:
+    try:
+        client.with_options(timeout=30).models.list()
+    except openai.APIError:
+        return False
+    return True
+
+
+def test_a_killed_server_process_is_started_again(host, container, client):
+    before = container()
+    host.check_output(f"kill -9 {before['State']['Pid']}")
+    wait_until(
+        lambda: (
+            host.run("docker inspect -f '{{.Id}}' llamacpp").stdout.strip()
+            not in ("", before["Id"])
+        ),
+        "another container",
+    )
+    wait_until(lambda: answers(client), "an answer")
+    assert host.service("llamacpp").is_running
+
+
+def test_a_restart_of_docker_brings_the_service_back(host, client):
+    host.check_output("systemctl restart docker")
+    wait_until(lambda: answers(client), "an answer")
+    wait_until(lambda: host.service("llamacpp").is_running, "an active unit")
+
+
+def test_a_killed_docker_daemon_brings_the_service_back(host, client):
+    host.check_output("systemctl kill --signal=SIGKILL docker")
+    wait_until(lambda: host.service("docker").is_running, "Docker")
+    wait_until(lambda: answers(client), "an answer")
+    wait_until(lambda: host.service("llamacpp").is_running, "an active unit")
+
+
+def test_start_returns_when_the_api_answers(host, client):
+    host.check_output("systemctl restart llamacpp")
+    assert answers(client)
+
+
+def test_a_stop_is_a_stop(host, client):
+    host.check_output("systemctl stop llamacpp")
+    assert not answers(client)
+    assert host.check_output("systemctl show -p Result --value llamacpp") == "success"
+    assert host.check_output("docker ps --all --quiet --filter name=llamacpp") == ""
+    host.check_output("systemctl start llamacpp")
+
+
+def test_a_reboot_of_the_host_brings_the_service_back(host, client):
+    booted = host.check_output("cat /proc/1/stat").split()[21]
+    subprocess.run(["docker", "restart", HOST], check=True, capture_output=True, timeout=300)
+    assert host.check_output("cat /proc/1/stat").split()[21] != booted
+    wait_until(lambda: answers(client), "an answer", seconds=300)
+    assert host.service("llamacpp").is_running
+
+
+def test_after_all_this_the_playbook_finds_nothing_to_do(play):
+    run = play()
+    assert run.rc == 0, run.output
+    assert run.count("changed") == 0, run.output

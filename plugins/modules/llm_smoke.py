@@ -1,0 +1,305 @@
+"""Ansible module: ask a running OpenAI-compatible server to keep its promises."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: llm_smoke
+short_description: Checks a llama_cpp.server with real HTTP requests
+description:
+  - Sends real requests to one server and reports, promise by promise, what held and what was measured.
+  - Uses the Python standard library only, so that it runs on any managed host. Changes nothing.
+  - Loads every model once, so requests of other clients wait meanwhile. Skipped in check mode.
+options:
+  url:
+    description: Base URL of the server, without C(/v1).
+    type: str
+    required: true
+  models:
+    description: Aliases that the server must list, no more and no less.
+    type: list
+    elements: str
+    required: true
+  api_key:
+    description: Bearer token; empty when the server asks for none.
+    type: str
+    default: ""
+  embeddings:
+    description: Whether the models were deployed with C(embedding=true).
+    type: bool
+    default: true
+  max_tokens:
+    description: Longest answer asked for, in tokens.
+    type: int
+    default: 48
+  timeout:
+    description: Seconds without a byte from the server before a request counts as failed; covers loading a model.
+    type: int
+    default: 900
+author: ansible-llamacpp
+"""
+
+RETURN = r"""
+broken:
+  description: One line per broken promise; empty when all held.
+  type: list
+kept:
+  description: One line per promise that held.
+  type: list
+models:
+  description: >-
+    Per alias what was measured. answer (text), prompt_tokens, completion_tokens, tokens_per_second,
+    first_token_s, load_s (from asking for the model while another is loaded to its first token), embedding_length.
+  type: dict
+switch:
+  description: Seconds of the first and of a repeated switch to the second model, first_s and repeated_s; empty with one model.
+  type: dict
+"""
+
+import http.client
+import json
+import math
+import ssl
+import time
+import urllib.parse
+
+from ansible.module_utils.basic import AnsibleModule
+
+QUESTION = "What is the capital of France? Answer in one sentence."
+STREAMED = (
+    "Name three colours of the rainbow."  # not QUESTION: its prompt would still be in the cache
+)
+QUESTION_JA = "日本の首都はどこですか。一文で答えてください。"
+
+
+class Broken(Exception):
+    """A promise that the server did not keep; the text says what came instead."""
+
+
+class Client:
+    """A small HTTP client for one server.
+
+    url: base URL (http or https; a self-signed certificate is accepted, the promise here is not identity).
+    api_key: bearer token or "". timeout: seconds without a byte.
+    """
+
+    def __init__(self, url, api_key="", timeout=900):
+        self.url = urllib.parse.urlsplit(url)
+        self.api_key = api_key
+        self.timeout = timeout
+
+    def _connect(self):
+        if self.url.scheme == "https":
+            context = ssl.create_default_context()
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+            return http.client.HTTPSConnection(
+                self.url.hostname, self.url.port, timeout=self.timeout, context=context
+            )
+        return http.client.HTTPConnection(self.url.hostname, self.url.port, timeout=self.timeout)
+
+    def open(self, path, body=None, api_key=None):
+        """Sends a request; returns the response, unread. Raises Broken when there is none."""
+        headers = {"Content-Type": "application/json"}
+        key = self.api_key if api_key is None else api_key
+        if key:
+            headers["Authorization"] = "Bearer " + key
+        data = None if body is None else json.dumps(body, ensure_ascii=False).encode()
+        connection = self._connect()
+        try:
+            connection.request("GET" if body is None else "POST", path, data, headers)
+            return connection.getresponse()
+        except (OSError, http.client.HTTPException) as error:
+            raise Broken(f"no answer from {self.url.geturl()}: {error}") from error
+
+    def status(self, path, api_key=None):
+        """Returns the HTTP status of a GET."""
+        return self.open(path, api_key=api_key).status
+
+    def json(self, path, body=None):
+        """Returns the parsed answer. Raises Broken on any status but 200 and on what is not JSON."""
+        response = self.open(path, body)
+        text = response.read().decode("utf-8", "replace")
+        if response.status != 200:
+            raise Broken(f"HTTP {response.status}: {text[:200]}")
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise Broken(f"not JSON: {text[:200]}") from error
+
+    def stream(self, path, body):
+        """Sends a streaming request; yields (seconds since sending, parsed event), ends at [DONE].
+
+        Raises Broken on a status other than 200 and when the stream ends without [DONE].
+        """
+        started = time.monotonic()
+        response = self.open(path, dict(body, stream=True))
+        if response.status != 200:
+            raise Broken(f"HTTP {response.status}: {response.read(200)}")
+        for line in response:
+            if not line.startswith(b"data:"):
+                continue
+            data = line[5:].strip()
+            if data == b"[DONE]":
+                return
+            yield time.monotonic() - started, json.loads(data)
+        raise Broken("the stream ended without [DONE]")
+
+
+def chat(model, question, max_tokens):
+    """Returns the body of a deterministic chat completion request."""
+    return {
+        "model": model,
+        "messages": [{"role": "user", "content": question}],
+        "max_tokens": max_tokens,
+        "temperature": 0,
+    }
+
+
+def check_answer(client, model, question, max_tokens):
+    """Asks without streaming; returns (text, usage). Raises Broken when there is no text."""
+    answer = client.json("/v1/chat/completions", chat(model, question, max_tokens))
+    try:
+        text = answer["choices"][0]["message"]["content"]
+        usage = answer["usage"]
+    except (KeyError, IndexError, TypeError) as error:
+        raise Broken(f"not a chat completion: {json.dumps(answer)[:200]}") from error
+    if not text or not text.strip() or usage["completion_tokens"] < 1:
+        raise Broken("the answer is empty")
+    return text.strip(), usage
+
+
+def check_stream(client, model, question, max_tokens):
+    """Asks with streaming; returns {first_token_s, tokens_per_second (None under two tokens)}."""
+    times, finish = [], None
+    for seconds, event in client.stream("/v1/chat/completions", chat(model, question, max_tokens)):
+        if "error" in event:
+            raise Broken("error in the stream: {}".format(json.dumps(event["error"])[:200]))
+        choice = event["choices"][0]
+        if choice["delta"].get("content"):
+            times.append(seconds)
+        finish = choice.get("finish_reason") or finish
+    if not times:
+        raise Broken("the stream holds no text")
+    if finish not in ("stop", "length"):
+        raise Broken(f"the stream was cut off (finish_reason {finish})")
+    spent = times[-1] - times[0]
+    return {
+        "first_token_s": round(times[0], 3),
+        "tokens_per_second": round((len(times) - 1) / spent, 1) if spent > 0 else None,
+    }
+
+
+def check_embedding(client, model):
+    """Asks for an embedding; returns the vector's length. Decoder models answer one vector per token."""
+    answer = client.json("/v1/embeddings", {"model": model, "input": QUESTION})
+    try:
+        vectors = answer["data"][0]["embedding"]
+        vectors = vectors if isinstance(vectors[0], list) else [vectors]
+        lengths = {len(vector) for vector in vectors}
+        sound = not any(math.isnan(number) for vector in vectors for number in vector)
+    except (KeyError, IndexError, TypeError) as error:
+        raise Broken(f"not an embedding: {json.dumps(answer)[:200]}") from error
+    if len(lengths) != 1 or 0 in lengths or not sound:
+        raise Broken(
+            "vectors of lengths {}{}".format(sorted(lengths), "" if sound else " with NaN")
+        )
+    return lengths.pop()
+
+
+def check_switch(client, model):
+    """Asks a model for one token; returns the seconds it took, loading included."""
+    started = time.monotonic()
+    check_stream(client, model, QUESTION, 1)
+    return round(time.monotonic() - started, 3)
+
+
+def check_listed(client, models):
+    """Raises Broken unless /v1/models lists exactly these aliases."""
+    listed = sorted(entry["id"] for entry in client.json("/v1/models")["data"])
+    if listed != sorted(models):
+        raise Broken(f"listed are {listed}, deployed are {sorted(models)}")
+
+
+def check_status(client, path, expected, api_key=None):
+    """Raises Broken unless a GET answers with the expected status."""
+    status = client.status(path, api_key)
+    if status != expected:
+        raise Broken(f"HTTP {status} instead of {expected}")
+
+
+def smoke(client, models, embeddings=True, max_tokens=48):
+    """Runs every check; returns the module's result without 'changed'.
+
+    A broken promise does not end the run: the operator sees all of them. Without liveness nothing else is asked.
+    """
+    result = {"kept": [], "broken": [], "models": {}, "switch": {}}
+
+    def promise(text, check, *arguments):
+        try:
+            value = check(client, *arguments)
+        except (Broken, OSError, http.client.HTTPException, ValueError) as error:
+            result["broken"].append(f"{text}: {error}")
+            return None
+        result["kept"].append(text)
+        return value
+
+    promise("is alive (GET /openapi.json)", check_status, "/openapi.json", 200)
+    if result["broken"]:
+        return result
+    if client.api_key:
+        wrong = client.api_key + "-wrong"
+        promise("refuses a wrong API key", check_status, "/v1/models", 401, wrong)
+    promise("lists exactly the deployed models", check_listed, models)
+    for model in models:
+        figures = result["models"].setdefault(model, {})
+        figures["load_s"] = promise(f"{model} loads", check_switch, model)
+        answer = promise(f"{model} answers", check_answer, model, QUESTION, max_tokens)
+        if answer:
+            figures["answer"] = answer[0]
+            figures["prompt_tokens"] = answer[1]["prompt_tokens"]
+            figures["completion_tokens"] = answer[1]["completion_tokens"]
+        figures.update(promise(f"{model} streams", check_stream, model, STREAMED, max_tokens) or {})
+        answer = promise(f"{model} takes Japanese", check_answer, model, QUESTION_JA, max_tokens)
+        figures["answer_ja"] = answer[0] if answer else None
+        if embeddings:
+            figures["embedding_length"] = promise(f"{model} embeds", check_embedding, model)
+    if len(models) > 1:
+        first, second = models[0], models[1]
+        result["switch"]["first_s"] = result["models"][second]["load_s"]
+        # The server had loaded the first model at its start: only coming back to it shows how long it loads.
+        back = promise(f"switches back to {first}", check_switch, first)
+        result["models"][first]["load_s"] = back
+        result["switch"]["repeated_s"] = promise(
+            f"switches again to {second}", check_switch, second
+        )
+    return result
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "url": {"type": "str", "required": True},
+            "models": {"type": "list", "elements": "str", "required": True},
+            "api_key": {"type": "str", "default": "", "no_log": True},
+            "embeddings": {"type": "bool", "default": True},
+            "max_tokens": {"type": "int", "default": 48},
+            "timeout": {"type": "int", "default": 900},
+        },
+        supports_check_mode=True,
+    )
+    if module.check_mode:
+        module.exit_json(
+            changed=False, skipped=True, msg="a smoke test needs a running server", broken=[]
+        )
+    client = Client(module.params["url"], module.params["api_key"], module.params["timeout"])
+    result = smoke(
+        client,
+        module.params["models"],
+        module.params["embeddings"],
+        module.params["max_tokens"],
+    )
+    module.exit_json(changed=False, **result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""The files that roles/llamacpp_server writes, rendered by Ansible itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+PROJECT = Path(__file__).resolve().parents[2]
+GOLDEN = Path(__file__).parent / "golden"
+
+# Renders both templates as the role does, but without a host; task_vars are those of the role's tasks/main.yml.
+PLAYBOOK = """
+- hosts: localhost
+  connection: local
+  gather_facts: false
+  vars_files:
+    - {project}/roles/llamacpp_server/defaults/main.yml
+    - {project}/group_vars/llm_hosts.yml
+    - {case}
+  vars:
+    ansible_python_interpreter: "{{{{ ansible_playbook_python }}}}"
+    ansible_facts: {{systemd: {{version: "257"}}}}
+    llamacpp_image_ref: llamacpp:0.3.36-cpu-0123456789ab
+    __llamacpp_server_instance: "{{{{ llm_instances[0] }}}}"
+  tasks:
+    - name: Files are rendered
+      ansible.builtin.template:
+        src: "{project}/roles/llamacpp_server/templates/{{{{ item }}}}.j2"
+        dest: "{out}/{{{{ item }}}}"
+        mode: "0600"
+      loop: [config.json, instance.service]
+      vars: {task_vars}
+"""
+
+
+@pytest.fixture
+def render(tmp_path):
+    """Returns a function: extra variables -> (config.json as a dict, text of the unit)."""
+
+    def rendered(**variables) -> tuple[dict, str]:
+        tasks = yaml.safe_load(
+            (PROJECT / "roles/llamacpp_server/tasks/main.yml").read_text(encoding="utf-8")
+        )
+        templates = PROJECT / "roles/llamacpp_server/templates"
+        task_vars = json.dumps(tasks[-1]["vars"]).replace(
+            "'docker_run.j2'", f"'{templates}/docker_run.j2'"
+        )
+        case = tmp_path / "case.yml"
+        case.write_text(json.dumps(variables), encoding="utf-8")
+        playbook = tmp_path / "render.yml"
+        playbook.write_text(
+            PLAYBOOK.format(project=PROJECT, case=case, out=tmp_path, task_vars=task_vars),
+            encoding="utf-8",
+        )
+        run = subprocess.run(
+            ["ansible-playbook", "-i", "localhost,", str(playbook)],
+            cwd=PROJECT,
+            env=os.environ | {"ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert run.returncode == 0, run.stdout + run.stderr
+        config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+        return config, (tmp_path / "instance.service").read_text(encoding="utf-8")
+
+    return rendered
+
+
+def test_unit_of_the_reference_deployment_is_the_golden_one(render):
+    _, unit = render()
+    assert unit == (GOLDEN / "llamacpp.service").read_text(encoding="utf-8")
+
+
+def test_an_api_key_reaches_neither_the_unit_nor_config_json(render):
+    config, unit = render(llm_api_key="s3cret-key")
+    assert "s3cret-key" not in unit
+    assert "s3cret-key" not in json.dumps(config)
+    assert "--env-file=/etc/llamacpp/llamacpp.env" in unit
+
+
+def test_limits_and_capabilities_reach_docker(render):
+    _, unit = render(
+        llamacpp_server_memory="16g",
+        llamacpp_server_cpus="4",
+        llamacpp_server_capabilities=["SYS_RESOURCE"],
+        llamacpp_server_docker_options=["--ulimit=memlock=-1"],
+        llamacpp_server_bind_address="127.0.0.1",
+    )
+    for option in (
+        "--memory=16g",
+        "--cpus=4",
+        "--cap-add=SYS_RESOURCE",
+        "--ulimit=memlock=-1",
+        "--publish=127.0.0.1:20080:20080",
+    ):
+        assert option in unit
+
+
+def test_a_second_instance_gets_the_shared_models_under_its_own_directory(render):
+    _, unit = render(llm_instances=[{"name": "second", "port": 20081, "models": ["vicuna-13b"]}])
+    assert "src=/home/llm/second,dst=/llamacpp,readonly" in unit
+    assert "src=/home/llm/llamacpp/model,dst=/llamacpp/model,readonly" in unit
+
+
+def test_what_runs_is_identified_by_its_release_label(render):
+    def label(**variables) -> str:
+        _, unit = render(**variables)
+        return unit.split("--label=io.ansible-llamacpp.release=")[1].split()[0]
+
+    base = label()
+    assert label() == base
+    assert label(llm_server_settings={}) != base, "a changed config.json"
+    assert label(llamacpp_server_cpus="4") != base, "a changed option of docker run"
+    assert label(llamacpp_image_ref="llamacpp:0.3.36-cpu-ba9876543210") != base, "a changed image"
+    assert label(llamacpp_server_restart_delay=9) == base, "nothing that runs has changed"
