@@ -8,7 +8,15 @@ WIDTH = 96
 
 
 def smoke_report(results: list[dict], host: str) -> dict:
-    """The results of llm_smoke over llm_instances as {host, instances: [{name, port, models, switch, kept, broken}]}."""
+    """Returns the results of llm_smoke over llm_instances as one report.
+
+    Args:
+        results: of a loop over llm_instances, one per instance.
+        host: the host's name in the inventory.
+
+    Returns:
+        {host, instances: [{name, port, models, switch, kept, broken}]}, see the module's RETURN.
+    """
     wanted = ("models", "switch", "kept", "broken")
     return {
         "host": host,
@@ -16,7 +24,7 @@ def smoke_report(results: list[dict], host: str) -> dict:
             {"name": result["item"]["name"], "port": result["item"]["port"]}
             | {
                 key: result.get(key) or type_()
-                for key, type_ in zip(wanted, (dict, dict, list, list))
+                for key, type_ in zip(wanted, (dict, dict, list, list), strict=True)
             }
             for result in results
         ],
@@ -37,9 +45,7 @@ def _number(value: float | None, unit: str) -> str:
 
 
 def _quoted(text: str | None) -> list[str]:
-    lines = textwrap.wrap(
-        " ".join((text or "-").split()), WIDTH - 14, max_lines=3, placeholder=" …"
-    )
+    lines = textwrap.wrap(" ".join((text or "-").split()), WIDTH - 14, max_lines=3, placeholder=" …")
     return [f"  answer      {lines[0]}"] + [f"              {line}" for line in lines[1:]]
 
 
@@ -86,6 +92,7 @@ class FilterModule:
     """Registers the filters."""
 
     def filters(self) -> dict:
+        """Returns the filters by name."""
         return {
             "smoke_report": smoke_report,
             "smoke_broken": smoke_broken,

@@ -32,7 +32,7 @@ options:
     type: int
     default: 48
   timeout:
-    description: Seconds without a byte from the server before a request counts as failed; covers loading a model.
+    description: Seconds without a byte before a request counts as failed; covers loading a model.
     type: int
     default: 900
 author: ansible-llamacpp
@@ -48,10 +48,13 @@ kept:
 models:
   description: >-
     Per alias what was measured. answer (text), prompt_tokens, completion_tokens, tokens_per_second,
-    first_token_s, load_s (from asking for the model while another is loaded to its first token), embedding_length.
+    first_token_s, load_s (to the first token, from asking while another model is loaded),
+    embedding_length.
   type: dict
 switch:
-  description: Seconds of the first and of a repeated switch to the second model, first_s and repeated_s; empty with one model.
+  description: >-
+    Seconds of the first and of a repeated switch to the second model, first_s and repeated_s;
+    empty with one model.
   type: dict
 """
 
@@ -65,9 +68,7 @@ import urllib.parse
 from ansible.module_utils.basic import AnsibleModule
 
 QUESTION = "What is the capital of France? Answer in one sentence."
-STREAMED = (
-    "Name three colours of the rainbow."  # not QUESTION: its prompt would still be in the cache
-)
+STREAMED = "Name three colours of the rainbow."  # not QUESTION: its prompt would still be in the cache
 QUESTION_JA = "日本の首都はどこですか。一文で答えてください。"
 
 
@@ -200,9 +201,7 @@ def check_embedding(client, model):
     except (KeyError, IndexError, TypeError) as error:
         raise Broken(f"not an embedding: {json.dumps(answer)[:200]}") from error
     if len(lengths) != 1 or 0 in lengths or not sound:
-        raise Broken(
-            "vectors of lengths {}{}".format(sorted(lengths), "" if sound else " with NaN")
-        )
+        raise Broken("vectors of lengths {}{}".format(sorted(lengths), "" if sound else " with NaN"))
     return lengths.pop()
 
 
@@ -230,7 +229,7 @@ def check_status(client, path, expected, api_key=None):
 def smoke(client, models, embeddings=True, max_tokens=48):
     """Runs every check; returns the module's result without 'changed'.
 
-    A broken promise does not end the run: the operator sees all of them. Without liveness nothing else is asked.
+    A broken promise does not end the run: the operator sees all of them. Without liveness that is all.
     """
     result = {"kept": [], "broken": [], "models": {}, "switch": {}}
 
@@ -266,16 +265,15 @@ def smoke(client, models, embeddings=True, max_tokens=48):
     if len(models) > 1:
         first, second = models[0], models[1]
         result["switch"]["first_s"] = result["models"][second]["load_s"]
-        # The server had loaded the first model at its start: only coming back to it shows how long it loads.
+        # The server loads the first model at its start: only coming back to it shows how long that takes.
         back = promise(f"switches back to {first}", check_switch, first)
         result["models"][first]["load_s"] = back
-        result["switch"]["repeated_s"] = promise(
-            f"switches again to {second}", check_switch, second
-        )
+        result["switch"]["repeated_s"] = promise(f"switches again to {second}", check_switch, second)
     return result
 
 
 def main():
+    """Runs the module."""
     module = AnsibleModule(
         argument_spec={
             "url": {"type": "str", "required": True},
@@ -288,9 +286,7 @@ def main():
         supports_check_mode=True,
     )
     if module.check_mode:
-        module.exit_json(
-            changed=False, skipped=True, msg="a smoke test needs a running server", broken=[]
-        )
+        module.exit_json(changed=False, skipped=True, msg="a smoke test needs a running server", broken=[])
     client = Client(module.params["url"], module.params["api_key"], module.params["timeout"])
     result = smoke(
         client,

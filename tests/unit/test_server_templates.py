@@ -13,7 +13,7 @@ import yaml
 PROJECT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).parent / "golden"
 
-# Renders both templates as the role does, but without a host; task_vars are those of the role's tasks/main.yml.
+# Renders both templates as the role does, but without a host; task_vars are those of tasks/main.yml.
 PLAYBOOK = """
 - hosts: localhost
   connection: local
@@ -43,13 +43,9 @@ def render(tmp_path):
     """Returns a function: extra variables -> (config.json as a dict, text of the unit)."""
 
     def rendered(**variables) -> tuple[dict, str]:
-        tasks = yaml.safe_load(
-            (PROJECT / "roles/llamacpp_server/tasks/main.yml").read_text(encoding="utf-8")
-        )
+        tasks = yaml.safe_load((PROJECT / "roles/llamacpp_server/tasks/main.yml").read_text(encoding="utf-8"))
         templates = PROJECT / "roles/llamacpp_server/templates"
-        task_vars = json.dumps(tasks[-1]["vars"]).replace(
-            "'docker_run.j2'", f"'{templates}/docker_run.j2'"
-        )
+        task_vars = json.dumps(tasks[-1]["vars"]).replace("'docker_run.j2'", f"'{templates}/docker_run.j2'")
         case = tmp_path / "case.yml"
         case.write_text(json.dumps(variables), encoding="utf-8")
         playbook = tmp_path / "render.yml"

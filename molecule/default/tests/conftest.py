@@ -88,7 +88,7 @@ def container(host):
 
 @pytest.fixture
 def untouched(host, container):
-    """Proves at the end of the test that the service is the same as before: container, its start, config.json, unit."""
+    """Proves at the end that the service is what it was: container, its start, config.json, unit."""
 
     def state() -> tuple:
         running = container()

@@ -24,9 +24,7 @@ def test_container_has_the_names_of_the_reference_deployment(host, container):
     assert container()["Name"] == "/llamacpp"
     assert container()["Config"]["Hostname"] == "llamacpp"
     assert container()["Config"]["Image"].startswith("llamacpp:0.3.36-cpu-")
-    ids = host.check_output(
-        "docker image inspect -f '{{.Id}}' llamacpp:latest llamacpp:0.3.36-cpu"
-    ).split()
+    ids = host.check_output("docker image inspect -f '{{.Id}}' llamacpp:latest llamacpp:0.3.36-cpu").split()
     assert set(ids) == {container()["Image"]}
 
 
@@ -94,9 +92,7 @@ def test_image_holds_no_compiler_no_pip_and_no_private_ca(host):
         found = host.run(f"docker exec llamacpp sh -c 'command -v {program}'")
         assert found.rc != 0, f"{program} is in the image"
     secret = host.file("/etc/ssl/certs/controller-ca-bundle.crt").sha256sum
-    hashes = host.check_output(
-        "docker exec llamacpp find / -xdev -name '*.crt' -exec sha256sum {} +"
-    )
+    hashes = host.check_output("docker exec llamacpp find / -xdev -name '*.crt' -exec sha256sum {} +")
     assert secret not in hashes
 
 

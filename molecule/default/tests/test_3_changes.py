@@ -1,4 +1,4 @@
-"""What an operator's changes do: good ones are applied, bad ones end in one clear error with nothing touched."""
+"""What an operator's changes do: good ones are applied, bad ones are one clear error with nothing touched."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def test_check_mode_tells_what_would_change_and_touches_nothing(play, untouched)
     run = play("site.yml", "--check", "--diff", llm_server_settings={"interrupt_requests": True})
     assert run.rc == 0, run.output
     assert '+  "interrupt_requests": true' in run.output
-    assert "Unit llamacpp.service is enabled" in run.output
+    assert "Unit is enabled and answers: llamacpp" in run.output
 
 
-# Each line: what the operator did wrong, as variables made from the good ones, and what the one error must say.
+# What the operator did wrong, as variables made from the good ones, and what the one error must say.
 BAD_INPUT = {
     "unknown setting": (
         lambda good: {"llm_model_defaults": {"n_ctxx": 4096}},
@@ -81,8 +81,7 @@ BAD_INPUT = {
     "URL that answers a web page": (
         lambda good: {
             "llm_models": [
-                good["llm_models"][0]
-                | {"file": "new.gguf", "url": "http://models.internal/login.html"}
+                good["llm_models"][0] | {"file": "new.gguf", "url": "http://models.internal/login.html"}
             ]
         },
         ["llm_models", "smollm2", "login.html", "web page"],
@@ -203,9 +202,7 @@ def test_back_to_the_inventory_the_key_is_gone_and_clients_are_let_in(host, play
     assert client.models.list().data
 
 
-def test_a_server_that_cannot_start_fails_the_play_with_its_last_lines(
-    host, play, untouched, demo_variables
-):
+def test_a_server_that_cannot_start_fails_the_play_with_its_last_lines(host, play, untouched, demo_variables):
     # A file that ends in the middle: valid magic, so only loading it shows that it is broken.
     good = demo_variables["llm_models"][0]
     host.check_output(

@@ -20,10 +20,7 @@ def test_a_killed_server_process_is_started_again(host, container, client):
     before = container()
     host.check_output(f"kill -9 {before['State']['Pid']}")
     wait_until(
-        lambda: (
-            host.run("docker inspect -f '{{.Id}}' llamacpp").stdout.strip()
-            not in ("", before["Id"])
-        ),
+        lambda: host.run("docker inspect -f '{{.Id}}' llamacpp").stdout.strip() not in ("", before["Id"]),
         "another container",
     )
     wait_until(lambda: answers(client), "an answer")

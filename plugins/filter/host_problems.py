@@ -1,0 +1,249 @@
+"""Filter ``host_problems``: why a host cannot take the deployment, one line each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# A container with this label was started by this project, whatever its name.
+OWN_LABEL = "io.ansible-llamacpp.release"
+ARCHITECTURES = ("x86_64", "aarch64")
+HUB_URL = "https://huggingface.co"
+
+
+def host_problems(
+    host: dict[str, Any],
+    facts: dict[str, Any],
+    wanted: dict[str, Any],
+    sources: dict[str, dict[str, Any]] | None = None,
+) -> list[str]:
+    """Return every reason why a host cannot take the deployment; empty when there is none.
+
+    Args:
+        host: what the module preflight_facts found.
+        facts: ``ansible_facts``.
+        wanted: what is to be deployed: ``models`` and ``instances`` (the catalogue's lists),
+            ``supported_os`` (dict of distribution to list of versions), ``user``, ``uid``, ``gid``,
+            ``models_dir``, ``docker_root``, ``image_bytes``, ``headroom_bytes`` and
+            ``hub_url``.
+        sources: what the module gguf_source found, by URL.
+
+    Errors: KeyError when one of the arguments lacks a key (a mistake in the role).
+    """
+    return [
+        *system_problems(facts, wanted["supported_os"]),
+        *id_problems(host["ids"], wanted["user"], wanted["uid"], wanted["gid"]),
+        *[
+            f"llm_ca_bundle: {path} is not on this host; copy it there, or correct the path"
+            for path in host["missing_files"]
+        ],
+        *port_problems(host, wanted["instances"]),
+        *source_problems(host["models"], wanted, sources or {}),
+        *space_problems(host, wanted, sources or {}),
+    ]
+
+
+def system_problems(facts: dict[str, Any], supported: dict[str, list[str]]) -> list[str]:
+    """Return what is wrong with operating system, processor and service manager.
+
+    Args:
+        facts: ``ansible_facts``.
+        supported: distribution to its versions; "22.04" also stands for 22.04.5, "12" for 12.11.
+    """
+    problems = []
+    name = facts.get("distribution", "unknown")
+    version = str(facts.get("distribution_version", ""))
+    versions = [str(known) for known in supported.get(name, [])]
+    if not any(version == known or version.startswith(f"{known}.") for known in versions):
+        known = ", ".join(
+            f"{system} {'/'.join(map(str, releases))}" for system, releases in supported.items()
+        )
+        problems.append(
+            f"operating system {name} {version} is not supported (supported: {known});"
+            " use such a host, or add this one to preflight_supported_os at your own risk"
+        )
+    architecture = facts.get("architecture")
+    if architecture not in ARCHITECTURES:
+        problems.append(
+            f"processor architecture {architecture} is not supported; use {' or '.join(ARCHITECTURES)}"
+        )
+    manager = facts.get("service_mgr")
+    if manager != "systemd":
+        problems.append(f"the service manager is {manager}, not systemd; use a host that systemd runs")
+    return problems
+
+
+def id_problems(ids: dict[str, Any], user: str, uid: int, gid: int) -> list[str]:
+    """Return clashes of the wanted user and group with those of the host.
+
+    Args:
+        ids: from the module preflight_facts.
+        user: name of the user and its group.
+        uid: wanted number of the user.
+        gid: wanted number of the group.
+    """
+    problems = []
+    for kind, number, holder, existing in (
+        ("uid", uid, ids["name_of_uid"], ids["uid_of_user"]),
+        ("gid", gid, ids["name_of_gid"], ids["gid_of_group"]),
+    ):
+        what = "user" if kind == "uid" else "group"
+        if holder not in ("", user):
+            problems.append(
+                f"llm_{kind}: {number} is already the {kind} of {what} {holder} on this host;"
+                f" choose a free llm_{kind}"
+            )
+        if existing not in (None, number):
+            problems.append(
+                f"llm_{kind}: {what} {user} exists on this host with {kind} {existing},"
+                f" not {number}; set llm_{kind}: {existing}, or choose another llm_user"
+            )
+    return problems
+
+
+def port_problems(host: dict[str, Any], instances: list[dict[str, Any]]) -> list[str]:
+    """Return the instances whose port somebody else has.
+
+    Ours is a port that a container of this project publishes, also one that is about to go.
+
+    Args:
+        host: what the module preflight_facts found.
+        instances: llm_instances.
+    """
+    problems = []
+    names = [instance["name"] for instance in instances]
+    for index, instance in enumerate(instances):
+        port = instance["port"]
+        where = f"llm_instances[{index}] (name {instance['name']}): port {port}"
+        mend = "stop it, or give the instance another port"
+        publishers = [container for container in host["containers"] if port in container["ports"]]
+        foreign = [
+            container["name"]
+            for container in publishers
+            if container["name"] not in names and OWN_LABEL not in container["labels"]
+        ]
+        listener = host["listeners"].get(str(port))
+        if foreign:
+            problems.append(f"{where} is published by the container {foreign[0]}; {mend}")
+        elif listener and not publishers:
+            problems.append(f"{where} is taken by {_process(listener)}; {mend}")
+    return problems
+
+
+def _process(listener: dict[str, Any]) -> str:
+    """Name a process so that an operator finds it."""
+    if not listener["pid"]:
+        return "a process that cannot be seen (in another container or namespace)"
+    unit = f", {listener['unit']}" if listener["unit"] else ""
+    return f"{listener['process']} (pid {listener['pid']}{unit})"
+
+
+def needs_source(model: dict[str, Any], state: str) -> bool:
+    """Whether the source of a model must answer: the file, or its sha256, is to come from there.
+
+    Args:
+        model: entry of llm_models.
+        state: of its file, from the module preflight_facts.
+    """
+    return state in ("absent", "outdated") or (state == "unverified" and not model.get("sha256"))
+
+
+def urls_to_ask(models: list[dict[str, Any]], host: dict[str, Any]) -> list[str]:
+    """Return the URLs of the models whose source must answer, each once.
+
+    Args:
+        models: llm_models.
+        host: what the module preflight_facts found.
+    """
+    states = host["models"]
+    wanted = [model["url"] for model in models if needs_source(model, states[model["file"]]["state"])]
+    return list(dict.fromkeys(wanted))
+
+
+def source_problems(
+    states: dict[str, dict[str, Any]], wanted: dict[str, Any], sources: dict[str, dict[str, Any]]
+) -> list[str]:
+    """Return the models whose source cannot give what is needed.
+
+    Args:
+        states: of the model files, from the module preflight_facts.
+        wanted: see host_problems.
+        sources: see host_problems.
+    """
+    problems = []
+    for index, model in enumerate(wanted["models"]):
+        source = sources.get(model["url"])
+        if source is None or not needs_source(model, states[model["file"]]["state"]):
+            continue
+        where = f"llm_models[{index}] (alias {model['alias']})"
+        if source["problem"]:
+            problems.append(f"{where}: {source['problem']}")
+        elif not model.get("sha256") and not source["sha256"]:
+            problems.append(
+                f"{where}: {wanted['hub_url']} announces no sha256 for this url;"
+                f" write what `sha256sum {model['file']}` prints where the file is trusted,"
+                " or `sha256: none` to waive the check"
+            )
+        elif source["sha256"] and model.get("sha256", "none").lower() not in (
+            "none",
+            source["sha256"],
+        ):
+            problems.append(
+                f"{where}: sha256 expected {model['sha256']}, but {wanted['hub_url']} announces"
+                f" {source['sha256']}; correct sha256, or pin the commit in the url"
+            )
+    return problems
+
+
+def space_problems(
+    host: dict[str, Any], wanted: dict[str, Any], sources: dict[str, dict[str, Any]]
+) -> list[str]:
+    """Return the filesystems with too little room for what is still to be written there.
+
+    Args:
+        host: what the module preflight_facts found.
+        wanted: see host_problems.
+        sources: see host_problems; a size of 0 (not announced) counts as nothing.
+    """
+    needs: dict[str, dict[str, int]] = {}  # directory -> what for -> bytes
+
+    for model in wanted["models"]:
+        found = host["models"][model["file"]]
+        size = sources.get(model["url"], {}).get("size", 0)
+        # An unverified file of the right size is most likely right, and then only read.
+        replaced = found["state"] == "unverified" and found["size"] != size
+        if size and (replaced or found["state"] in ("absent", "outdated")):
+            needs.setdefault(wanted["models_dir"], {})[f"model {model['file']}"] = size
+    if not host["image_present"] and wanted["image_bytes"]:
+        root = host["docker_root"] or wanted["docker_root"]
+        needs.setdefault(root, {})["image (preflight_image_bytes)"] = wanted["image_bytes"]
+
+    problems = []
+    by_device: dict[int, list[str]] = {}
+    for directory in needs:
+        by_device.setdefault(host["space"][directory]["device"], []).append(directory)
+    for directories in by_device.values():
+        items = {what: size for path in directories for what, size in needs[path].items()}
+        items["head-room (preflight_headroom_bytes)"] = wanted["headroom_bytes"]
+        free = host["space"][directories[0]]["free"]
+        total = sum(items.values())
+        if free < total:
+            listed = ", ".join(f"{what} {_gib(size)}" for what, size in items.items() if size)
+            problems.append(
+                f"too little space for {' and '.join(directories)}: needed {_gib(total)}"
+                f" ({listed}), free {_gib(free)}; free some, or choose another"
+                f" {'llm_models_dir' if wanted['models_dir'] in directories else 'disk for Docker'}"
+            )
+    return problems
+
+
+def _gib(size: int) -> str:
+    """Return a size in bytes as text in GiB, or MiB where that is more readable."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
+class FilterModule:
+    """Registers the filters with Ansible."""
+
+    def filters(self) -> dict[str, Any]:
+        """Return the filters by name."""
+        return {"host_problems": host_problems, "urls_to_ask": urls_to_ask}

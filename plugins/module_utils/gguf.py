@@ -1,0 +1,166 @@
+"""What the modules know about GGUF files: their header, their sha256, the record of a verification.
+
+Runs on the hosts: Python standard library only, 3.9 or later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import string
+import struct
+import tempfile
+from urllib.parse import urlsplit, urlunsplit
+
+# "GGUF", version (uint32), number of tensors and of metadata entries (uint64 each), little-endian.
+# Source: docs/gguf.md of ggml.
+MAGIC = b"GGUF"
+HEADER = struct.Struct("<4sIQQ")
+# Version 1 is refused by llama.cpp itself (gguf.cpp: "GGUFv1 is no longer supported").
+READABLE_VERSIONS = (2, 3)
+
+WAIVED = "none"
+
+
+def header_problem(path):
+    """Say why a file is no GGUF file that llama.cpp reads; an empty string when it is one.
+
+    Arguments: path (str) of an existing file.
+    Errors: OSError when the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        head = file.read(512)
+    if not head:
+        return "it is empty (0 bytes)"
+    if head[:4] != MAGIC:
+        return _what_it_is(head)
+    if len(head) < HEADER.size:
+        return f"its header is cut off after {len(head)} bytes"
+    version = HEADER.unpack_from(head)[1]
+    if version in READABLE_VERSIONS:
+        return ""
+    if struct.unpack(">I", struct.pack("<I", version))[0] in (1, *READABLE_VERSIONS):
+        return "it is a big-endian GGUF file; take the little-endian one"
+    readable = " and ".join(map(str, READABLE_VERSIONS))
+    return f"it has GGUF version {version}; llama.cpp reads {readable}"
+
+
+def _what_it_is(head):
+    """Describe the first bytes of something that is not GGUF, with what a person can recognise."""
+    printable = set(string.printable.encode())
+    first = bytes(byte for byte in head if byte in printable).decode("ascii")
+    first = " ".join(first.split())[:60]
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    is_text = all(byte in printable or byte >= 0x80 for byte in head)
+    if start.startswith(b"version https://git-lfs"):
+        return f"it is a git-lfs pointer, not the file itself (use the /resolve/ URL): {first!r}"
+    if start.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
+        return f"it is an HTML or XML page: {first!r}"
+    if is_text and start.startswith((b"{", b"[")):
+        return f"it is JSON: {first!r}"
+    if is_text:
+        return f"it is text: {first!r}"
+    return f"it does not begin with GGUF but with bytes {head[:4].hex()}: {first!r}"
+
+
+def sha256_of(path):
+    """Return the sha256 of a file as 64 lower-case hexadecimal digits.
+
+    Arguments: path (str). Errors: OSError when the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 22), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def record_path(path):
+    """Return where the record of the verification of a file is kept: DIR/.FILE.verified."""
+    directory, name = os.path.split(path)
+    return os.path.join(directory, f".{name}.verified")
+
+
+def read_record(path):
+    """Return the record of a file's verification, or None when there is none that can be read.
+
+    The record is a dict: sha256 (str), size (bytes), mtime_ns, inode, url (str).
+    """
+    try:
+        with open(record_path(path), encoding="utf-8") as file:
+            record = json.load(file)
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("sha256"), str) else None
+
+
+def is_unchanged(path, record):
+    """Whether a file is still the one that the record was written for (size, mtime and inode)."""
+    if record is None:
+        return False
+    status = os.stat(path)
+    return (record.get("size"), record.get("mtime_ns"), record.get("inode")) == (
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ino,
+    )
+
+
+def write_record(path, sha256, url):
+    """Record that a file has been verified. Errors: OSError when the directory cannot be written.
+
+    Arguments: path (str) of the file, its sha256 (str), the url (str) it stands for.
+    """
+    status = os.stat(path)
+    record = {
+        "sha256": sha256,
+        "size": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
+        "inode": status.st_ino,
+        "url": printable_url(url),
+    }
+    descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".verified-")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(record, file, indent=1)
+            file.write("\n")
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, record_path(path))
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def state_of(path, sha256, url):
+    """Return what is known of a model file without reading it.
+
+    Arguments:
+        path (str): the model file.
+        sha256 (str): 64 hexadecimal digits; ``none`` (waived); or empty (the source announces it).
+        url (str): where it comes from. Without a given sha256 it stands for the content, so another
+            url means another file.
+
+    Returns one of
+        absent: no file is there,
+        verified: its record says that it is the wanted one, and it has not changed since,
+        outdated: its record says that it is another one,
+        unverified: only reading it can tell.
+    """
+    if not os.path.exists(path):
+        return "absent"
+    record = read_record(path)
+    if not is_unchanged(path, record):
+        return "unverified"
+    if sha256 and sha256 != WAIVED:
+        return "verified" if record["sha256"] == sha256.lower() else "outdated"
+    return "verified" if record.get("url") == printable_url(url) else "outdated"
+
+
+def printable_url(url):
+    """Return a URL without user, password and query, which may be secrets.
+
+    Arguments: url (str). Returns a str for messages and records.
+    """
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
