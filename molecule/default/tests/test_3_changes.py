@@ -23,7 +23,8 @@ def test_check_mode_tells_what_would_change_and_touches_nothing(play, untouched)
     run = play("site.yml", "--check", "--diff", llm_server_settings={"interrupt_requests": True})
     assert run.rc == 0, run.output
     assert '+  "interrupt_requests": true' in run.output
-    assert "Unit is enabled and answers: llamacpp" in run.output
+    # config.json, the unit that carries its hash, and the restart.
+    assert run.count("changed") == 3, run.output
 
 
 # What the operator did wrong, as variables made from the good ones, and what the one error must say.
@@ -51,7 +52,7 @@ BAD_INPUT = {
                 {"name": "two", "port": 20080, "gpus": []},
             ]
         },
-        ["llm_instances", "20080", "one", "two"],
+        ["llm_instances[1] (name two)", "20080", "llm_instances[0]"],
     ),
     "unknown model": (
         lambda good: {"llm_instances": [{"name": "llamacpp", "port": 20080, "models": ["gpt"]}]},
@@ -87,7 +88,7 @@ BAD_INPUT = {
         ["llm_models", "smollm2", "login.html", "web page"],
     ),
     "unsupported operating system": (
-        lambda good: {"preflight_supported_os": [{"name": "Ubuntu", "versions": ["24.04"]}]},
+        lambda good: {"preflight_supported_os": {"Ubuntu": ["24.04"]}},
         ["Debian 13", "Ubuntu 24.04", "preflight_supported_os"],
     ),
     "too little disk space": (
@@ -95,7 +96,7 @@ BAD_INPUT = {
             "llm_home": "/mnt/small",
             "llm_models_dir": "/mnt/small/model",
         },
-        ["/mnt/small", "MB", "llm_home"],
+        ["/mnt/small/model", "MiB", "llm_models_dir"],
     ),
     "user id of somebody else": (
         lambda good: {"llm_uid": 33},
