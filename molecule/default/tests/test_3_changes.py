@@ -190,7 +190,8 @@ def test_an_api_key_is_asked_for_and_shows_up_nowhere(host, play, client):
     assert client.with_options(api_key=key).models.list().data
     assert host.file("/etc/llamacpp/llamacpp.env").mode == 0o600
     assert key not in host.file("/home/llm/llamacpp/config.json").content_string
-    assert host.run(f"grep -rqs {key} /etc/systemd /proc/[0-9]*/cmdline").rc == 1
+    # Not grep with the key as its argument: it would find itself.
+    assert key not in host.run("cat /etc/systemd/system/*.service /proc/[0-9]*/cmdline").stdout
     smoke = play("smoke.yml", llm_api_key=key)
     assert smoke.rc == 0, smoke.output
     assert "refuses a wrong API key" not in smoke.output.split("broken")[-1]
@@ -201,6 +202,30 @@ def test_back_to_the_inventory_the_key_is_gone_and_clients_are_let_in(host, play
     assert run.rc == 0, run.output
     assert not host.file("/etc/llamacpp/llamacpp.env").exists
     assert client.models.list().data
+
+
+TWO_INSTANCES = [
+    {"name": "llamacpp", "port": 20080, "gpus": [], "models": ["smollm2", "gemma3"]},
+    {"name": "second", "port": 20081, "gpus": [], "models": ["gemma3"]},
+]
+
+
+def remove_instance(host, name: str) -> None:
+    """Takes an instance off the host by hand."""
+    host.check_output(f"systemctl disable --now {name}")
+    host.check_output(f"rm -r /etc/systemd/system/{name}.service /home/llm/{name}")
+    host.check_output("systemctl daemon-reload")
+
+
+def test_a_second_instance_runs_beside_the_first_which_is_not_touched(host, play, untouched):
+    run = play(llm_instances=TWO_INSTANCES)
+    try:
+        assert run.rc == 0, run.output
+        smoke = play("smoke.yml", llm_instances=TWO_INSTANCES)
+        assert smoke.rc == 0, smoke.output
+        assert "second · port 20081" in smoke.output
+    finally:
+        remove_instance(host, "second")
 
 
 def test_a_server_that_cannot_start_fails_the_play_with_its_last_lines(host, play, untouched, demo_variables):
@@ -214,12 +239,12 @@ def test_a_server_that_cannot_start_fails_the_play_with_its_last_lines(host, pla
     run = play(
         llm_models=[*demo_variables["llm_models"], half],
         llm_instances=[
-            {"name": "llamacpp", "port": 20080, "gpus": [], "models": ["smollm2", "gemma3"]},
+            TWO_INSTANCES[0],
             {"name": "broken", "port": 20081, "gpus": [], "models": ["half"]},
         ],
     )
-    host.check_output("systemctl disable --now broken")
-    host.check_output("rm /etc/systemd/system/broken.service && systemctl daemon-reload")
+    remove_instance(host, "broken")
+    host.check_output("rm /home/llm/llamacpp/model/half.gguf /home/llm/llamacpp/model/.half.gguf.verified")
     assert run.rc != 0
     error = run.output.split("fatal:")[-1]
     assert "broken did not become ready" in error
