@@ -92,7 +92,9 @@ def test_image_holds_no_compiler_no_pip_and_no_private_ca(host):
         found = host.run(f"docker exec llamacpp sh -c 'command -v {program}'")
         assert found.rc != 0, f"{program} is in the image"
     secret = host.file("/etc/ssl/certs/controller-ca-bundle.crt").sha256sum
-    hashes = host.check_output("docker exec --user 0 llamacpp find / -xdev -name '*.crt' -exec sha256sum {} +")
+    hashes = host.check_output(
+        "docker exec --user 0 llamacpp find / -xdev -name '*.crt' -exec sha256sum {} +"
+    )
     assert secret not in hashes
 
 

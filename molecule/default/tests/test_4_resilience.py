@@ -24,7 +24,7 @@ def test_a_killed_server_process_is_started_again(host, container, client):
         "another container",
     )
     wait_until(lambda: answers(client), "an answer")
-    assert host.service("llamacpp").is_running
+    wait_until(lambda: host.service("llamacpp").is_running, "an active unit")
 
 
 def test_a_restart_of_docker_brings_the_service_back(host, client):
@@ -58,7 +58,7 @@ def test_a_reboot_of_the_host_brings_the_service_back(host, client):
     subprocess.run(["docker", "restart", HOST], check=True, capture_output=True, timeout=300)
     assert host.check_output("cat /proc/1/stat").split()[21] != booted
     wait_until(lambda: answers(client), "an answer", seconds=300)
-    assert host.service("llamacpp").is_running
+    wait_until(lambda: host.service("llamacpp").is_running, "an active unit")
 
 
 def test_after_all_this_the_playbook_finds_nothing_to_do(play):
