@@ -480,7 +480,6 @@ def test_every_problem_is_one_short_line_whatever_was_written(problems):
     assert all("\n" not in line and len(line) < 200 for line in found)
 
 
-@pytest.mark.skipif(Origin is None, reason="before ansible-core 2.19 values do not know their line")
 def test_a_problem_names_file_and_line_where_ansible_knows_them(problems):
     key = Origin(path="/site/group_vars/llm_hosts.yml", line_num=12).tag("n_ctxx")
     assert problems(defaults={key: 1}) == [
