@@ -208,9 +208,7 @@ def main():
             # Before the move: the file never has another owner or mode at its place.
             module.set_fs_attributes_if_different(dict(attributes, path=source), False)
             install(source, path, sha256, url, size)
-    except Refused as error:
-        module.fail_json(msg=str(error))
-    except OSError as error:
+    except (Refused, OSError) as error:
         module.fail_json(msg=str(error))
     if result["present"]:
         result["changed"] = module.set_fs_attributes_if_different(attributes, result["changed"])
