@@ -26,6 +26,10 @@ demo-down: .venv/.controller ## remove what `make demo` made
 test: .venv/.tests ## lint, unit tests and Molecule scenarios; SCENARIO=name runs that scenario alone
 	@scripts/test $(SCENARIO)
 
+.PHONY: image-cuda
+image-cuda: .venv/.tests ## compile the image with CUDA, for which no GPU is needed, and prove it; CUDA=12|13 ARCH=8.9
+	@CUDA=$(CUDA) ARCH=$(ARCH) scripts/test image-cuda
+
 .PHONY: lint
 lint: .venv/.tests ## everything that can be told without running the project
 	@scripts/lint

@@ -41,7 +41,7 @@ def test_the_role_copies_and_hashes_exactly_what_the_dockerfile_uses():
 
 
 def test_every_package_of_the_lock_files_has_hashes():
-    for name in (f"requirements-{VERSION}.txt", "requirements-build.txt"):
+    for name in (f"requirements-{VERSION}.txt", "requirements-build.txt", "requirements-cuda13.txt"):
         packages = re.findall(r"^\S+==\S+ \\\n    --hash=sha256:", (IMAGE / name).read_text(), re.M)
         names = re.findall(r"^[^\s#]\S*", (IMAGE / name).read_text(), re.M)
         assert len(packages) == len(names) > 0

@@ -25,7 +25,7 @@ PLAYBOOK = """
   vars:
     ansible_python_interpreter: "{{{{ ansible_playbook_python }}}}"
     ansible_facts: {{systemd: {{version: "257"}}}}
-    llamacpp_image_ref: llamacpp:0.3.36-cpu-0123456789ab
+    llamacpp_image_ref: llamacpp:0.3.36-cuda12-0123456789ab
     __llamacpp_server_instance: "{{{{ llm_instances[0] }}}}"
   tasks:
     - name: Files are rendered
@@ -104,6 +104,33 @@ def test_a_second_instance_gets_the_shared_models_under_its_own_directory(render
     assert "src=/home/llm/llamacpp/model,dst=/llamacpp/model,readonly" in unit
 
 
+@pytest.mark.parametrize(
+    ("gpus", "mode", "option"),
+    [
+        ([1], "cdi", "--device=nvidia.com/gpu=1 "),
+        (["GPU-8932f937", 0], "cdi", "--device=nvidia.com/gpu=GPU-8932f937 "),
+        ("all", "cdi", "--device=nvidia.com/gpu=all "),
+        ([0, 1], "gpus", """'--gpus="device=0,1"' """),
+    ],
+)
+def test_an_instance_is_given_its_gpus_and_starts_only_if_the_engine_finds_them(render, gpus, mode, option):
+    _, unit = render(
+        llm_instances=[{"name": "one", "port": 20080, "gpus": gpus}], llamacpp_server_gpu_mode=mode
+    )
+    guard, run = (line for line in unit.replace("\\\n", "").splitlines() if "docker run" in line)
+    assert option in run
+    assert option in guard
+    assert guard.startswith("ExecStartPre=docker run ")
+    assert guard.endswith(" engine-info --require-gpu")
+
+
+def test_an_instance_on_the_cpu_needs_no_gpu(render):
+    _, unit = render(llm_instances=[{"name": "one", "port": 20080, "gpus": []}])
+    assert "nvidia.com" not in unit
+    assert "--gpus" not in unit
+    assert "engine-info" not in unit
+
+
 def test_what_runs_is_identified_by_its_release_label(render):
     def label(**variables) -> str:
         _, unit = render(**variables)
@@ -113,5 +140,5 @@ def test_what_runs_is_identified_by_its_release_label(render):
     assert label() == base
     assert label(llm_server_settings={}) != base, "a changed config.json"
     assert label(llamacpp_server_cpus="4") != base, "a changed option of docker run"
-    assert label(llamacpp_image_ref="llamacpp:0.3.36-cpu-ba9876543210") != base, "a changed image"
+    assert label(llamacpp_image_ref="llamacpp:0.3.36-cuda12-ba9876543210") != base, "a changed image"
     assert label(llamacpp_server_restart_delay=9) == base, "nothing that runs has changed"

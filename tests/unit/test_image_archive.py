@@ -1,0 +1,116 @@
+"""What is read from an archive of the image, and when it cannot serve on a host."""
+
+import io
+import json
+import tarfile
+
+import pytest
+from ansible.errors import AnsibleFilterError
+from image_archive import image_archive, image_archive_problems, runs_on
+
+ID = "ab" * 32
+LABELS = {
+    "org.opencontainers.image.version": "0.3.36",
+    "io.ansible-llamacpp.backend": "cuda",
+    "io.ansible-llamacpp.cuda": "12",
+    "io.ansible-llamacpp.cuda-architectures": "80-real;89-real;120a-real",
+}
+GPU = {"index": 0, "name": "NVIDIA L40S", "compute_capability": "8.9", "driver_version": "550.54.15"}
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Returns a function: an archive as `docker save` writes it -> its path."""
+
+    def saved(config_path=f"{ID}.json", tags=("llamacpp:0.3.36-cuda12",), images=1, labels=LABELS) -> str:
+        config = {
+            "architecture": "amd64",
+            "config": {"Labels": labels},
+            "rootfs": {"diff_ids": ["sha256:01", "sha256:02"]},
+        }
+        manifest = [{"Config": config_path, "RepoTags": list(tags), "Layers": []}] * images
+        path = tmp_path / "image.tar"
+        with tarfile.open(path, "w") as archive:
+            for name, content in ((config_path, config), ("manifest.json", manifest)):
+                data = json.dumps(content).encode()
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+        return str(path)
+
+    return saved
+
+
+@pytest.mark.parametrize("config_path", [f"{ID}.json", f"blobs/sha256/{ID}"])
+def test_both_forms_of_archives_tell_what_they_hold(save, config_path):
+    assert image_archive(save(config_path)) == {
+        "name": "llamacpp:0.3.36-cuda12",
+        "id": ID,
+        "layers": ["sha256:01", "sha256:02"],
+        "architecture": "amd64",
+        "version": "0.3.36",
+        "backend": "cuda",
+        "cuda": "12",
+        "architectures": ["8.0", "8.9", "12.0"],
+        "variant": "cuda12",
+    }
+
+
+@pytest.mark.parametrize(
+    ("archive", "message"),
+    [({"images": 2}, "holds 2 images"), ({"tags": ()}, "1 images with 0 names"), ({"images": 0}, "holds 0")],
+)
+def test_an_archive_of_not_exactly_one_named_image_is_refused(save, archive, message):
+    with pytest.raises(AnsibleFilterError, match=message):
+        image_archive(save(**archive))
+
+
+def test_other_files_are_refused_with_their_path(tmp_path):
+    (tmp_path / "image.tar").write_text("no archive")
+    for path in (tmp_path / "image.tar", tmp_path / "missing.tar"):
+        with pytest.raises(AnsibleFilterError, match=rf"{path} is no archive .*make image"):
+            image_archive(str(path))
+
+
+def problems(image, version="0.3.36", backend="cuda", architecture="x86_64", gpus=(GPU,)):
+    return image_archive_problems(image, "i.tar", version, backend, architecture, list(gpus))
+
+
+def test_an_image_that_fits_has_no_problem(save):
+    assert problems(image_archive(save())) == []
+    assert problems(image_archive(save()), backend="cpu", gpus=()) == []
+
+
+@pytest.mark.parametrize(
+    ("host", "message"),
+    [
+        ({"version": "0.3.37"}, "is of version 0.3.36, but llm_server_version is 0.3.37"),
+        ({"architecture": "aarch64"}, "is for amd64, but the host is aarch64"),
+        (
+            {"gpus": [GPU | {"compute_capability": "9.0"}]},
+            "8.0, 8.9, 12.0, but GPU 0 (NVIDIA L40S) has 9.0; build it for that",
+        ),
+    ],
+)
+def test_an_image_that_does_not_fit_says_why(save, host, message):
+    (problem,) = problems(image_archive(save()), **host)
+    assert message in problem
+
+
+def test_an_image_for_the_cpu_is_none_for_gpus(save):
+    image = image_archive(save(labels=LABELS | {"io.ansible-llamacpp.backend": "cpu"}))
+    (problem,) = problems(image | {"architectures": []})
+    assert "computes on the CPU only" in problem
+
+
+def test_an_image_from_elsewhere_is_refused(save):
+    (problem,) = problems(image_archive(save(labels=None)))
+    assert "was not built from this project's files/image" in problem
+
+
+@pytest.mark.parametrize(
+    ("built", "capability", "runs"),
+    [("8.6", "8.9", True), ("8.9", "8.9", True), ("8.9", "8.6", False), ("8.9", "9.0", False)],
+)
+def test_code_runs_on_later_gpus_of_the_same_generation(built, capability, runs):
+    assert runs_on(built, capability) is runs
