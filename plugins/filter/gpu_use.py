@@ -14,7 +14,7 @@ def docker_gpu_options(gpus: list[int | str] | str, mode: str = "cdi") -> list[s
 
     Args:
         gpus: an instance's ``gpus``: indexes and UUIDs, "all", or an empty list for none.
-        mode: ``cdi``, devices of the Container Device Interface (Docker 25 and later), or ``gpus``,
+        mode: ``cdi``, devices of the Container Device Interface (Docker 26.1 and later), or ``gpus``,
             Docker's own option, which older ones know too.
 
     Source: docs.docker.com, reference of ``docker run``, --device (CDI) and --gpus.
@@ -46,13 +46,14 @@ def gpu_uuids(gpus: list[int | str] | str, found: list[dict[str, Any]]) -> list[
 
 
 def gpu_use_problem(
-    log: str, memory: int | None, model: dict[str, Any], file_size: int, name: str = "llamacpp"
+    log: str, memory: dict[str, int], model: dict[str, Any], file_size: int, name: str = "llamacpp"
 ) -> str:
     """Say why an instance that has GPUs does not compute on them; empty when it does.
 
     Args:
         log: of the server since its start.
-        memory: bytes that the instance's processes use on GPUs; None when the driver does not tell.
+        memory: bytes that the instance's processes use, by UUID of the GPU; 0 when the driver does not
+            tell (virtual GPUs), empty when they use none.
         model: the entry of config.json that the server has loaded.
         file_size: bytes of the model's file.
         name: of the instance.
@@ -73,16 +74,17 @@ def gpu_use_problem(
         return (
             f"{where}: the engine put {layers} of {total} layers of {model['model_alias']} on a GPU; {mend}"
         )
-    if memory is None:
+    used = sum(memory.values())
+    if memory and not used:
         return (
             f"whether {name} uses its GPUs cannot be told: the driver hides the memory of processes and the"
             " engine's log is off; set verbose: true in llm_model_defaults, or take gpus: []"
         )
     needed = file_size // 2 if wanted < 0 else 1
-    if memory >= needed:
+    if used >= needed:
         return ""
     return (
-        f"{where}: its processes use {memory >> 20} MiB on GPUs, but the file of {model['model_alias']} has"
+        f"{where}: its processes use {used >> 20} MiB on GPUs, but the file of {model['model_alias']} has"
         f" {file_size >> 20} MiB; {mend}"
     )
 

@@ -23,7 +23,7 @@ except ImportError:
     Origin = None
 
 HUB_URL = "https://huggingface.co"
-BACKENDS_WITHOUT_GPU = ("cpu",)
+BACKENDS = ("auto", "cpu", "cuda")
 
 MODEL_KEYS = ("alias", "file", "url", "sha256", "settings")
 INSTANCE_KEYS = ("name", "port", "gpus", "models")
@@ -56,7 +56,7 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "no_proxy")
 
 # Variables without a default: optional ones, and what a role hands to the next.
-OPTIONAL_VARIABLES = ("llm_api_key", "llamacpp_image_ref")
+OPTIONAL_VARIABLES = ("llm_api_key", "llamacpp_image_ref", "preflight_gpus")
 MISSPELLED = 0.85
 
 TYPE_NAMES = {
@@ -77,7 +77,7 @@ def llm_problems(
     model_defaults: object,
     schema: dict[str, Any],
     hub_url: str = HUB_URL,
-    backend: str = "cpu",
+    backend: str = "auto",
     names: Iterable[str] = (),
     known: Iterable[str] = (),
     paths: dict[str, str] | None = None,
@@ -107,6 +107,10 @@ def llm_problems(
         problems.append(
             "llm_server_version: the settings of this version are not known to this release"
             " (files/image/settings-VERSION.json); take a version it has"
+        )
+    if backend not in BACKENDS:
+        problems.append(
+            _line(backend, f"llm_backend: {_short(backend)} is not a backend; {_nearest(backend, BACKENDS)}")
         )
     problems += _network_and_path_problems(paths or {}, proxies or {})
     settings = _Settings(schema or {})
@@ -512,10 +516,11 @@ def _gpu_problems(where: str, instance: dict[str, Any], backend: str) -> Iterato
                 )
         for gpu in sorted({str(gpu) for gpu in gpus if gpus.count(gpu) > 1}):
             yield _line(gpus, f"{where}: gpus has {gpu} twice; name each GPU once")
-    if gpus and backend in BACKENDS_WITHOUT_GPU:
+    if gpus and backend == "cpu":
         yield _line(
             gpus,
-            f"{where}: gpus is {_short(gpus)}, but this release builds the CPU backend only: set gpus: []",
+            f"{where}: gpus is {_short(gpus)}, but llm_backend is cpu, so gpus must be []; set gpus: [], or"
+            " llm_backend: auto",
         )
 
 

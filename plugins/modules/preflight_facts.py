@@ -108,14 +108,12 @@ models:
 
 import glob
 import grp
-import http.client
-import json
 import os
 import pwd
 import re
-import socket
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.docker_api import ERRORS, ask_docker, docker_runs
 from ansible.module_utils.gguf import state_of
 
 LISTEN = "0A"
@@ -214,48 +212,6 @@ def ids(user, uid, gid):
     }
 
 
-class DockerConnection(http.client.HTTPConnection):
-    """HTTP over Docker's Unix socket."""
-
-    def __init__(self, path):
-        super().__init__("localhost", timeout=10)
-        self.path = path
-
-    def connect(self):
-        """Connect to the Unix socket in place of a TCP port."""
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self.path)
-
-
-def ask_docker(docker_socket, path):
-    """Return Docker's answer to GET path as data, or None when it is not 200.
-
-    Errors: OSError, ValueError, http.client.HTTPException when Docker does not answer as it should.
-    """
-    connection = DockerConnection(docker_socket)
-    try:
-        connection.request("GET", path)
-        response = connection.getresponse()
-        body = response.read()
-        return json.loads(body) if response.status == 200 else None
-    finally:
-        connection.close()
-
-
-def docker_runs(docker_socket, proc="/proc"):
-    """Whether dockerd is there to be asked; a connection alone could start it, by its socket."""
-    if not os.path.exists(docker_socket):
-        return False
-    for comm in glob.iglob(f"{proc}/[0-9]*/comm"):
-        try:
-            if _read(comm).strip() == "dockerd":
-                return True
-        except OSError:
-            continue  # the process has just ended
-    return False
-
-
 def docker_facts(docker_socket, image, ask=ask_docker):
     """Return what a running Docker knows.
 
@@ -320,7 +276,7 @@ def main():
     try:
         if docker_runs(wanted["docker_socket"]):
             docker = docker_facts(wanted["docker_socket"], wanted["image"])
-    except (OSError, ValueError, http.client.HTTPException) as error:
+    except ERRORS as error:
         module.warn(f"Docker on this host does not answer ({error}); its containers are not known")
     paths = [*wanted["paths"], *([docker["docker_root"]] if docker["docker_root"] else [])]
     try:

@@ -36,13 +36,15 @@ def test_the_gpus_of_an_instance_have_uuids(gpus, uuids):
     assert gpu_uuids(gpus, [{"index": 0, "uuid": "GPU-a"}, {"index": 1, "uuid": "GPU-b"}]) == uuids
 
 
-def problem(log="", memory: int | None = 0, file_size=13 * GIB, **settings) -> str:
-    return gpu_use_problem(log, memory, MODEL | settings, file_size, "llamacpp")
+def problem(log="", memory: int | None = None, file_size=13 * GIB, **settings) -> str:
+    return gpu_use_problem(
+        log, {} if memory is None else {UUID: memory}, MODEL | settings, file_size, "llamacpp"
+    )
 
 
 def test_the_engines_count_of_layers_is_believed():
     log = "load_tensors: offloading 40 repeating layers to GPU\nload_tensors: offloaded 41/41 layers to GPU\n"
-    assert problem(log, memory=0) == ""
+    assert problem(log) == ""
     assert problem(log.replace("41/41", "20/41"), n_gpu_layers=20) == ""
 
 
@@ -58,11 +60,12 @@ def test_the_last_loaded_model_counts():
 def test_without_a_log_the_memory_on_the_gpus_tells():
     assert problem(memory=14 * GIB) == ""
     assert "serving from the CPU: its processes use 512 MiB on GPUs" in problem(memory=GIB // 2)
+    assert "serving from the CPU: its processes use 0 MiB on GPUs" in problem()
     assert problem(memory=GIB, n_gpu_layers=3) == "", "a part of the layers needs a part of the memory"
 
 
 def test_what_cannot_be_told_is_not_called_well():
-    assert "cannot be told" in problem(memory=None)
+    assert "cannot be told" in problem(memory=0)
 
 
 @pytest.mark.parametrize("settings", [{"n_gpu_layers": 0}])

@@ -47,14 +47,14 @@ def test_good_input_has_no_problem(problems):
     assert problems(instances=[instance(gpus=[], models=["gemma3"])]) == []
 
 
-def test_the_shipped_group_vars_have_no_problem_but_the_gpu(group_vars, schema):
+def test_the_shipped_group_vars_have_no_problem(group_vars, schema):
     found = llm_problems(
         group_vars["llm_models"],
         group_vars["llm_instances"],
         group_vars["llm_server_settings"],
         group_vars["llm_model_defaults"],
         schema,
-        backend="cuda",
+        backend=group_vars["llm_backend"],
     )
     assert found == []
 
@@ -368,14 +368,6 @@ I = "llm_instances[0] (name llamacpp)"  # noqa: E741
         ),
         ([instance(port=0)], f"{I}: port is 0 (integer); it must be an integer from 1 to 65535"),
         (
-            [instance(gpus=[0])],
-            f"{I}: gpus is [0], but this release builds the CPU backend only: set gpus: []",
-        ),
-        (
-            [instance(gpus="all")],
-            f'{I}: gpus is "all", but this release builds the CPU backend only: set gpus: []',
-        ),
-        (
             [instance(gpus=0)],
             f"{I}: gpus is 0 (integer); it must be a list of GPU indexes or UUIDs, [] for none, or all",
         ),
@@ -430,9 +422,26 @@ def test_each_problem_of_the_gpus_has_its_message(problems, gpus, message):
     assert problems(instances=[instance(gpus=gpus)], backend="cuda") == [message]
 
 
+@pytest.mark.parametrize("backend", ["auto", "cuda"])
 @pytest.mark.parametrize("gpus", [[], [0, 1], "all", ["GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"]])
-def test_a_gpu_backend_takes_indexes_uuids_and_all(problems, gpus):
-    assert problems(instances=[instance(gpus=gpus)], backend="cuda") == []
+def test_a_gpu_backend_takes_indexes_uuids_and_all(problems, backend, gpus):
+    assert problems(instances=[instance(gpus=gpus)], backend=backend) == []
+
+
+@pytest.mark.parametrize(("gpus", "shown"), [([0], "[0]"), ("all", '"all"')])
+def test_the_cpu_backend_takes_no_gpus(problems, gpus, shown):
+    assert problems(instances=[instance(gpus=gpus)], backend="cpu") == [
+        f"{I}: gpus is {shown}, but llm_backend is cpu, so gpus must be [];"
+        " set gpus: [], or llm_backend: auto"
+    ]
+    assert problems(instances=[instance(gpus=[])], backend="cpu") == []
+
+
+def test_an_unknown_backend_is_one_problem_with_the_valid_ones(problems):
+    assert problems(instances=[instance(gpus=[0])], backend="cudda") == [
+        'llm_backend: "cudda" is not a backend; did you mean cuda?'
+    ]
+    assert problems(backend="vulkan") == ['llm_backend: "vulkan" is not a backend; valid are auto, cpu, cuda']
 
 
 def test_a_misspelled_variable_is_named_with_the_one_that_was_meant(problems):
