@@ -164,3 +164,106 @@ def printable_url(url):
     """
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+# What a value of each metadata type takes in bytes; strings and arrays say their own length.
+# Source: docs/gguf.md of ggml.
+VALUE_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+STRING = 8
+ARRAY = 9
+# Megabytes of words and merges that say nothing of sizes (the shapes of the tensors tell how many words).
+VOCABULARY = b"tokenizer."
+
+
+class _Head:
+    """The first bytes of a file, read only as far as they are looked at.
+
+    Arguments:
+        read (callable): returns the next bytes (any number; none at the end of the file).
+        limit (int): bytes that are read at most.
+    """
+
+    def __init__(self, read, limit):
+        self._read = read
+        self._limit = limit
+        self.data = bytearray()
+        self.position = 0
+
+    def skip(self, length):
+        """Move forward by length (int) bytes. Errors: ValueError at the end or the limit."""
+        end = self.position + length
+        if end > self._limit:
+            raise ValueError(f"its header is longer than {self._limit >> 20} MiB")
+        while len(self.data) < end:
+            block = self._read()
+            if not block:
+                raise ValueError(f"it ends after {len(self.data)} bytes, within its header")
+            self.data += block
+        self.position = end
+
+    def number(self, layout):
+        """Return the next number, of a layout (str) of the module struct."""
+        start = self.position
+        self.skip(struct.calcsize(layout))
+        return struct.unpack_from(layout, self.data, start)[0]
+
+    def skip_string(self):
+        """Move behind a string, and return it as bytes."""
+        length = self.number("<Q")
+        start = self.position
+        self.skip(length)
+        return bytes(self.data[start : self.position])
+
+    def skip_value(self, kind):
+        """Move behind a metadata value of a type (int)."""
+        if kind == STRING:
+            self.skip_string()
+        elif kind == ARRAY:
+            item = self.number("<I")
+            count = self.number("<Q")
+            if item == STRING:
+                for _string in range(count):
+                    self.skip_string()
+            else:
+                self.skip(count * self._bytes(item))
+        else:
+            self.skip(self._bytes(kind))
+
+    @staticmethod
+    def _bytes(kind):
+        """Return what a value of a type (int) takes; llama.cpp knows no arrays of arrays either."""
+        if kind not in VALUE_BYTES:
+            raise ValueError(f"its header has a value of the unknown type {kind}")
+        return VALUE_BYTES[kind]
+
+
+def sizing_header(read, limit):
+    """Return the header of a GGUF file without its vocabulary: again a GGUF header, a few KiB.
+
+    Only lengths are looked at here; what the header says is for a real reader of GGUF. Metadata
+    and the table of tensors stay as they are, entry by entry.
+
+    Arguments:
+        read (callable): returns the next bytes of the file (any number; none at its end).
+        limit (int): bytes that are read at most.
+
+    Errors: ValueError with what is wrong with the file; what read raises.
+    """
+    head = _Head(read, limit)
+    head.skip(HEADER.size)
+    magic, version, tensors, entries = HEADER.unpack_from(head.data)
+    if magic != MAGIC or version not in READABLE_VERSIONS:
+        raise ValueError("it is not a GGUF file that llama.cpp reads")
+    kept = []
+    for _entry in range(entries):
+        start = head.position
+        key = head.skip_string()
+        head.skip_value(head.number("<I"))
+        if not key.startswith(VOCABULARY):
+            kept.append(bytes(head.data[start : head.position]))
+    start = head.position
+    for _tensor in range(tensors):
+        head.skip_string()
+        head.skip(8 * head.number("<I") + 4 + 8)  # dimensions, type, offset
+    table = bytes(head.data[start : head.position])
+    return HEADER.pack(magic, version, tensors, len(kept)) + b"".join(kept) + table
