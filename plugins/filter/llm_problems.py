@@ -122,6 +122,8 @@ def llm_problems(
     )
     problems += _model_problems(models, settings, hub_url)
     problems += _instance_problems(instances, models, backend)
+    if backend in ("auto", "cuda"):
+        problems += _layer_problems(instances, models, model_defaults)
     return problems
 
 
@@ -522,6 +524,33 @@ def _gpu_problems(where: str, instance: dict[str, Any], backend: str) -> Iterato
             f"{where}: gpus is {_short(gpus)}, but llm_backend is cpu, so gpus must be []; set gpus: [], or"
             " llm_backend: auto",
         )
+
+
+def _layer_problems(instances: object, models: object, model_defaults: object) -> Iterator[str]:
+    """Yield the models that an instance with GPUs would keep on the CPU, because nobody said otherwise."""
+    defaults = model_defaults if isinstance(model_defaults, dict) else {}
+    if "n_gpu_layers" in defaults or not isinstance(instances, list) or not isinstance(models, list):
+        return
+    for index, model in enumerate(models):
+        settings = model.get("settings", {}) if isinstance(model, dict) else None
+        if not isinstance(settings, dict) or "n_gpu_layers" in settings:
+            continue
+        alias = model.get("alias")
+        for instance in instances:
+            if isinstance(instance, dict) and instance.get("gpus") and _serves(instance, alias):
+                yield _line(
+                    alias,
+                    f"llm_models[{index}] (alias {alias}): settings lack n_gpu_layers, so the engine keeps it"
+                    f" on the CPU, but instance {instance.get('name')} has GPUs; set n_gpu_layers: -1 (all"
+                    " layers), or 0 if that is meant",
+                )
+                break
+
+
+def _serves(instance: dict[str, Any], alias: object) -> bool:
+    """Whether an instance serves a model: it is in its list, or there is none."""
+    served = instance.get("models")
+    return served is None or (isinstance(served, list) and alias in served)
 
 
 def _served_problems(where: str, instance: dict[str, Any], aliases: list[Any] | None) -> Iterator[str]:

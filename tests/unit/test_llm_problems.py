@@ -11,6 +11,7 @@ from llm_problems import Origin, llm_known_variables, llm_problems
 HASH = "a" * 64
 MODEL = {"alias": "gemma3", "file": "g.gguf", "url": "https://m.example/g.gguf", "sha256": HASH}
 INSTANCE = {"name": "llamacpp", "port": 20080}
+ON_GPU = {"n_gpu_layers": -1}
 LONG = "write what `sha256sum g.gguf` prints where the file is trusted, or `sha256: none` to waive the check"
 
 
@@ -419,13 +420,33 @@ def test_an_instance_never_takes_the_name_of_a_unit_of_the_system(problems, name
     ],
 )
 def test_each_problem_of_the_gpus_has_its_message(problems, gpus, message):
-    assert problems(instances=[instance(gpus=gpus)], backend="cuda") == [message]
+    assert problems(instances=[instance(gpus=gpus)], defaults=ON_GPU, backend="cuda") == [message]
 
 
 @pytest.mark.parametrize("backend", ["auto", "cuda"])
 @pytest.mark.parametrize("gpus", [[], [0, 1], "all", ["GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"]])
 def test_a_gpu_backend_takes_indexes_uuids_and_all(problems, backend, gpus):
-    assert problems(instances=[instance(gpus=gpus)], backend=backend) == []
+    assert problems(instances=[instance(gpus=gpus)], defaults=ON_GPU, backend=backend) == []
+
+
+def test_a_model_that_nobody_sends_to_the_gpu_of_its_instance_is_one_problem(problems):
+    found = problems(instances=[instance(gpus=[0]), instance(name="two", port=2, gpus=[1])], backend="auto")
+    assert found == [
+        "llm_models[0] (alias gemma3): settings lack n_gpu_layers, so the engine keeps it on the CPU, but"
+        " instance llamacpp has GPUs; set n_gpu_layers: -1 (all layers), or 0 if that is meant"
+    ]
+
+
+@pytest.mark.parametrize("layers", [-1, 0, 20])
+def test_it_may_be_sent_there_kept_away_or_shared(problems, layers):
+    own = [model(settings={"n_gpu_layers": layers})]
+    assert problems(models=own, instances=[instance(gpus=[0])], backend="auto") == []
+
+
+def test_a_model_of_no_instance_with_gpus_needs_no_layers_there(problems):
+    instances = [instance(gpus=[]), instance(name="two", port=2, gpus=[0], models=["other"])]
+    other = model(alias="other", file="o.gguf", settings=ON_GPU)
+    assert problems(models=[model(), other], instances=instances, backend="auto") == []
 
 
 @pytest.mark.parametrize(("gpus", "shown"), [([0], "[0]"), ("all", '"all"')])

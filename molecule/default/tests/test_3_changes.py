@@ -67,7 +67,10 @@ BAD_INPUT = {
         ["llm_instance ", "llm_instances"],
     ),
     "GPU on the CPU backend": (
-        lambda good: {"llm_instances": [{"name": "llamacpp", "port": 20080, "gpus": [0]}]},
+        lambda good: {
+            "llm_backend": "cpu",
+            "llm_instances": [{"name": "llamacpp", "port": 20080, "gpus": [0]}],
+        },
         ["llm_instances", "gpus: []"],
     ),
     "URL that answers 404": (

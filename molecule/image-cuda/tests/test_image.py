@@ -40,11 +40,11 @@ def run(host):
 def driver(host) -> str:
     """NVIDIA's real driver library, from Debian, as an option of docker run that mounts it."""
     host.check_output(
-        "sed -Ei '/^deb /s/$/ non-free/; /^Components:/s/$/ non-free/' $(find /etc/apt -name '*.list' -o -name '*.sources')"
+        "sed -Ei '/^deb /s/$/ non-free/; /^Components:/s/$/ non-free/'"
+        " $(find /etc/apt -name '*.list' -o -name '*.sources')"
     )
-    host.check_output(
-        "cd /root && apt-get -qq update && apt-get -qq download libcuda1 && dpkg -x libcuda1_*.deb driver"
-    )
+    host.check_output("cd /root && apt-get -qq update && apt-get -qq download libcuda1")
+    host.check_output("cd /root && dpkg -x libcuda1_*.deb driver")
     return f"--volume {DRIVER}/libcuda.so.1:/usr/lib/x86_64-linux-gnu/libcuda.so.1:ro"
 
 
@@ -106,12 +106,12 @@ def test_with_the_drivers_library_cuda_loads_and_reports_no_gpu(run, driver):
 
 
 def test_with_the_drivers_library_and_no_gpu_it_serves_on_the_cpu(host, driver):
+    get = f"from urllib.request import *; urlretrieve('http://models.internal/{MODEL}', '/srv/{MODEL}')"
+    host.check_output(f'python3 -c "{get}"')
+    server = f"--host 0.0.0.0 --port 20080 --model /srv/{MODEL} --n_gpu_layers -1 --chat_format chatml"
     host.check_output(
-        f"mkdir -p /srv/model && cd /srv/model && python3 -c \"from urllib.request import urlretrieve as get; get('http://models.internal/{MODEL}', '{MODEL}')\""
-    )
-    host.check_output(
-        f"docker run --detach --rm --name server --publish 20080:20080 --volume /srv/model:/m:ro {driver} {IMAGE}"
-        f" python3 -m llama_cpp.server --host 0.0.0.0 --port 20080 --model /m/{MODEL} --n_gpu_layers -1 --chat_format chatml --use_mlock False"
+        f"docker run --detach --rm --name server --publish 20080:20080 --volume /srv:/srv:ro {driver}"
+        f" {IMAGE} python3 -m llama_cpp.server {server} --use_mlock False"
     )
     client = OpenAI(base_url="http://127.0.0.1:20380/v1", api_key="none", max_retries=0, timeout=60)
     deadline = time.monotonic() + 120
