@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from conftest import PROJECT, wait_until
+from testing import PROJECT, wait_until
 
 
 def server_status(host, container) -> dict[str, str]:

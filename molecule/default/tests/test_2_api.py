@@ -3,15 +3,7 @@
 from __future__ import annotations
 
 import pytest
-
-
-def ask(client, model: str, question: str = "What is the capital of France?", **options):
-    return client.chat.completions.create(
-        model=model,
-        messages=[{"role": "user", "content": question}],
-        temperature=0,
-        **{"max_tokens": 32} | options,
-    )
+from testing import ask
 
 
 def test_models_are_listed_exactly(client):

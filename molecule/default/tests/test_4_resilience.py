@@ -5,7 +5,8 @@ from __future__ import annotations
 import subprocess
 
 import openai
-from conftest import HOST, wait_until
+from conftest import HOST
+from testing import wait_until
 
 
 def answers(client) -> bool:

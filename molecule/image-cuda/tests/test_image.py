@@ -15,7 +15,7 @@ from openai import APIConnectionError, OpenAI
 HOST = "llm-image"
 IMAGE = "llamacpp:latest"
 LIBRARY = "/opt/llamacpp/backends/libggml-cuda.so"
-DRIVER = "/root/driver/usr/lib/x86_64-linux-gnu"
+DRIVER = "/root/driver/usr/lib/x86_64-linux-gnu/nvidia/current"
 MODEL = "smollm2-135m-instruct-q4_1.gguf"
 ARCHITECTURES = {int(name.replace(".", "")) for name in (os.environ.get("ARCH") or "8.9").split(",")}
 

@@ -1,0 +1,158 @@
+"""What the tests of all scenarios share: host, API as clients see it, playbooks as operators run them.
+
+A scenario's conftest.py loads this as a plugin of pytest and adds the fixture `scenario`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import testinfra
+from openai import OpenAI
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class Scenario:
+    """A Molecule scenario: its directory, its host, and the names of the instances deployed there."""
+
+    directory: Path
+    host: str
+    instances: tuple[str, ...]
+
+
+@dataclass
+class Play:
+    """A finished run of ansible-playbook: host, exit status, all it printed, and the numbers of its recap."""
+
+    host: str
+    rc: int
+    output: str
+
+    def count(self, what: str) -> int:
+        """The recap's number of tasks that were ok, changed, failed …"""
+        return int(re.search(rf"{self.host}\s.*\b{what}=(\d+)", self.output).group(1))
+
+    @property
+    def error(self) -> str:
+        """What the last failed task says."""
+        return self.output.split("fatal:")[-1]
+
+
+def openai_client(port: int) -> OpenAI:
+    """The OpenAI client from PyPI, as users point it at a server.
+
+    Args:
+        port: of the server, as published on this machine.
+    """
+    return OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=120, max_retries=0)
+
+
+def ask(client: OpenAI, model: str, question: str = "What is the capital of France?", **options):
+    """Asks a model a question, with a short answer that is the same each time.
+
+    Args:
+        client: where to ask.
+        model: alias of the model.
+        question: what to ask.
+        options: further parameters of a chat completion.
+    """
+    return client.chat.completions.create(
+        model=model,
+        messages=[{"role": "user", "content": question}],
+        temperature=0,
+        **{"max_tokens": 32} | options,
+    )
+
+
+@pytest.fixture(scope="session")
+def host(scenario):
+    """The test host, reached through docker exec."""
+    return testinfra.get_host(f"docker://{scenario.host}")
+
+
+@pytest.fixture(scope="session")
+def play(scenario) -> Callable[..., Play]:
+    """Runs a playbook against the test host with extra variables, as an operator would."""
+
+    def run(playbook: str = "site.yml", *options: str, **variables) -> Play:
+        command = ["ansible-playbook", "-i", str(scenario.directory / "inventory"), playbook, *options]
+        if variables:
+            command += ["-e", json.dumps(variables)]
+        done = subprocess.run(
+            command,
+            cwd=PROJECT,
+            env=os.environ | {"ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        return Play(scenario.host, done.returncode, done.stdout)
+
+    return run
+
+
+@pytest.fixture
+def container(host):
+    """Returns a function: what `docker inspect` says of the running container."""
+
+    def inspect(name: str = "llamacpp") -> dict:
+        return json.loads(host.check_output(f"docker inspect {name}"))[0]
+
+    return inspect
+
+
+@pytest.fixture
+def untouched(host, container, scenario):
+    """Proves at the end that each instance is what it was: container, its start, config.json, unit."""
+
+    def state(name: str) -> tuple:
+        running = container(name)
+        return (
+            running["Id"],
+            running["State"]["StartedAt"],
+            host.file(f"/home/llm/{name}/config.json").content,
+            host.file(f"/etc/systemd/system/{name}.service").content,
+        )
+
+    before = {name: state(name) for name in scenario.instances}
+    yield
+    for name in scenario.instances:
+        assert state(name) == before[name], f"the running service {name} was touched"
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
+    """Polls a condition; fails with what was waited for when it does not come true in time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return
+        time.sleep(0.2)
+    pytest.fail(f"waited {seconds} s in vain for: {what}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    """Shows the servers' journals beside a failed test, so that a log of CI is enough to see why."""
+    report = yield
+    scenario = item.funcargs.get("scenario")
+    if scenario and report.when == "call" and report.failed:
+        for name in scenario.instances:
+            journal = subprocess.run(
+                ["docker", "exec", scenario.host, "journalctl", "-u", name, "-n", "40", "--no-pager"],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            report.sections.append((f"journal of {name}", journal.stdout + journal.stderr))
+    return report
