@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import openai
 import pytest
 import testinfra
 from openai import OpenAI
@@ -72,6 +73,19 @@ def ask(client: OpenAI, model: str, question: str = "What is the capital of Fran
         temperature=0,
         **{"max_tokens": 32} | options,
     )
+
+
+def answers(client: OpenAI) -> bool:
+    """Whether a server answers within half a minute.
+
+    Args:
+        client: where to ask.
+    """
+    try:
+        client.with_options(timeout=30).models.list()
+    except openai.APIError:
+        return False
+    return True
 
 
 @pytest.fixture(scope="session")

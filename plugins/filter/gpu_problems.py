@@ -237,15 +237,29 @@ def _architecture_problems(gpus: list[Gpu], toolkit: str, given: list[str]) -> I
                 f"{name} has {entry}, which CUDA {toolkit} does not compile for: take it out, or set"
                 f" llm_cuda: {'12' if toolkit == '13' else '13'}"
             )
-    for gpu in gpus:
-        own = _capability(gpu)
-        # Code runs on the same major and a later minor version. Source: CUDA C++ Programming Guide,
-        # binary compatibility.
-        if own and not any(own[0] == _numbers(entry)[0] and _numbers(entry) <= own for entry in given):
-            yield (
-                f"{name} has {', '.join(given)}, whose code does not run on {_called(gpu)}: add"
-                f' "{gpu["compute_capability"]}", or leave it empty'
-            )
+    for gpu in gpus_not_built_for(gpus, given):
+        yield (
+            f"{name} has {', '.join(given)}, whose code does not run on {_called(gpu)}: add"
+            f' "{gpu["compute_capability"]}", or leave it empty'
+        )
+
+
+def gpus_not_built_for(gpus: list[Gpu], architectures: list[str]) -> list[Gpu]:
+    """Return the GPUs that code for some compute capabilities does not run on.
+
+    It runs within a major version, upwards (8.6 on 8.9, not the reverse). Source: CUDA C++ Programming
+    Guide, "Binary Compatibility".
+
+    Args:
+        gpus: the GPUs that are asked for; one whose capability is not known is left out.
+        architectures: compute capabilities that code is there for, like "8.9".
+    """
+    built = [_numbers(entry) for entry in architectures]
+    return [
+        gpu
+        for gpu in gpus
+        if (own := _capability(gpu)) and not any(own[0] == code[0] and code <= own for code in built)
+    ]
 
 
 def gpu_problems(gpu: dict[str, Any], instances: list[dict[str, Any]], wanted: dict[str, Any]) -> list[str]:
@@ -515,8 +529,8 @@ class FilterModule:
             "asks_for_gpus": asks_for_gpus,
             "cuda_build": cuda_build,
             "gpu_problems": gpu_problems,
+            "gpus_not_built_for": gpus_not_built_for,
             "image_variant": image_variant,
             "known_gpus": known_gpus,
             "requested_gpus": requested_gpus,
-            "resolve_gpus": resolve_gpus,
         }

@@ -84,7 +84,7 @@ def image_archive_problems(
     version: str,
     backend: str,
     architecture: str,
-    gpus: list[dict[str, Any]],
+    not_built_for: list[dict[str, Any]],
 ) -> list[str]:
     """Return every reason why the image of an archive cannot serve on a host.
 
@@ -94,7 +94,7 @@ def image_archive_problems(
         version: of llama-cpp-python that is to run.
         backend: cpu or cuda; an image with cuda serves on the CPU too.
         architecture: of the host's processor, as ``ansible_facts`` name it.
-        gpus: those that instances use, as the fact preflight_gpus has them.
+        not_built_for: the GPUs of instances that its code does not run on (filter gpus_not_built_for).
     """
     where = f"llamacpp_image_archive: the image {image['name']} in {path}"
     if not image["backend"]:
@@ -113,25 +113,12 @@ def image_archive_problems(
         problems.append(
             f"{where} computes on the CPU only, but instances have GPUs; build it with `make image-cuda`"
         )
-    for gpu in gpus if image["architectures"] else []:
-        capability = gpu["compute_capability"]
-        if not any(runs_on(built, capability) for built in image["architectures"]):
-            problems.append(
-                f"{where} is built for compute capability {', '.join(image['architectures'])}, but GPU"
-                f" {gpu['index']} ({gpu['name']}) has {capability}; build it for that"
-            )
+    for gpu in not_built_for if image["architectures"] else []:
+        problems.append(
+            f"{where} is built for compute capability {', '.join(image['architectures'])}, but GPU"
+            f" {gpu['index']} ({gpu['name']}) has {gpu['compute_capability']}; build it for that"
+        )
     return problems
-
-
-def runs_on(built: str, capability: str) -> bool:
-    """Whether code built for one compute capability runs on a GPU of another.
-
-    It does within a major version, upwards (8.6 on 8.9, not the reverse). Source: CUDA C++
-    Programming Guide, "Binary Compatibility".
-    """
-    major, minor = map(int, built.split("."))
-    gpu_major, gpu_minor = map(int, capability.split("."))
-    return major == gpu_major and minor <= gpu_minor
 
 
 class FilterModule:

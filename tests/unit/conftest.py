@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import http.server
 import json
+import socketserver
 import sys
+import threading
 from pathlib import Path
 
 import ansible.module_utils
@@ -29,3 +32,28 @@ def schema():
         "preflight_server_version"
     ]
     return json.loads((PROJECT / f"files/image/settings-{version}.json").read_text())
+
+
+@pytest.fixture
+def docker_socket(tmp_path, docker_answers):
+    """A socket behind which an engine answers GET requests with the module's docker_answers, else 404."""
+
+    class Docker(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = json.dumps(docker_answers.get(self.path, {"message": "not found"})).encode()
+            self.send_response(200 if self.path in docker_answers else 404)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments):
+            pass
+
+        def address_string(self):
+            return "unix"
+
+    path = str(tmp_path / "docker.sock")
+    with socketserver.ThreadingUnixStreamServer(path, Docker) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield path
+        server.shutdown()

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import http.server
-import json
-import socketserver
 import stat
-import threading
 
 import gpu_facts
 import pytest
@@ -234,32 +230,11 @@ def test_memory_of_our_containers_is_told_from_that_of_others(tmp_path):
     assert gpu_facts.ours(apps, {}, str(tmp_path)) == {}
 
 
-class Docker(http.server.BaseHTTPRequestHandler):
-    """Answers as the engine's API does, the filter by label included."""
-
-    def do_GET(self):
-        labelled = "/containers/json?filters=%7B%22label%22%3A%20%5B%22io.ansible-llamacpp.release%22%5D%7D"
-        answers = {"/version": {"Version": "26.1.5"}, labelled: [{"Id": OURS, "Names": ["/llamacpp"]}]}
-        body = json.dumps(answers.get(self.path, {"message": "page not found"})).encode()
-        self.send_response(200 if self.path in answers else 404)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *arguments):
-        pass
-
-    def address_string(self):
-        return "unix"
-
-
 @pytest.fixture
-def docker_socket(tmp_path):
-    path = str(tmp_path / "docker.sock")
-    with socketserver.ThreadingUnixStreamServer(path, Docker) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield path
-        server.shutdown()
+def docker_answers():
+    """What the engine's API answers, by path."""
+    labelled = "/containers/json?filters=%7B%22label%22%3A%20%5B%22io.ansible-llamacpp.release%22%5D%7D"
+    return {"/version": {"Version": "26.1.5"}, labelled: [{"Id": OURS, "Names": ["/llamacpp"]}]}
 
 
 def test_docker_is_asked_for_its_version_and_our_containers(docker_socket):

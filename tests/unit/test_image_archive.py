@@ -6,7 +6,8 @@ import tarfile
 
 import pytest
 from ansible.errors import AnsibleFilterError
-from image_archive import image_archive, image_archive_problems, runs_on
+from gpu_problems import gpus_not_built_for
+from image_archive import image_archive, image_archive_problems
 
 ID = "ab" * 32
 LABELS = {
@@ -73,7 +74,8 @@ def test_other_files_are_refused_with_their_path(tmp_path):
 
 
 def problems(image, version="0.3.36", backend="cuda", architecture="x86_64", gpus=(GPU,)):
-    return image_archive_problems(image, "i.tar", version, backend, architecture, list(gpus))
+    not_built_for = gpus_not_built_for(list(gpus), image["architectures"])
+    return image_archive_problems(image, "i.tar", version, backend, architecture, not_built_for)
 
 
 def test_an_image_that_fits_has_no_problem(save):
@@ -113,4 +115,4 @@ def test_an_image_from_elsewhere_is_refused(save):
     [("8.6", "8.9", True), ("8.9", "8.9", True), ("8.9", "8.6", False), ("8.9", "9.0", False)],
 )
 def test_code_runs_on_later_gpus_of_the_same_generation(built, capability, runs):
-    assert runs_on(built, capability) is runs
+    assert (gpus_not_built_for([GPU | {"compute_capability": capability}], [built]) == []) is runs

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import grp
-import http.server
-import json
 import os
 import pwd
 import socket
-import socketserver
 import struct
-import threading
 
 import preflight_facts
 import pytest
@@ -116,46 +112,25 @@ def test_states_of_model_files(tmp_path):
     }
 
 
-class Docker(http.server.BaseHTTPRequestHandler):
-    """Answers as the engine's API does."""
-
-    def do_GET(self):
-        answers = {
-            "/containers/json": [
-                {
-                    "Names": ["/llamacpp"],
-                    "Labels": {"io.ansible-llamacpp.release": "x"},
-                    "Ports": [
-                        {"PrivatePort": 20080, "PublicPort": 20080, "IP": "0.0.0.0"},
-                        {"PrivatePort": 20080, "PublicPort": 20080, "IP": "::"},
-                        {"PrivatePort": 9},
-                    ],
-                },
-                {"Names": ["/bare"], "Labels": None, "Ports": None},
-            ],
-            "/images/llamacpp:0.3.36-cpu/json": {"Id": "sha256:1"},
-            "/info": {"DockerRootDir": "/data/docker"},
-        }
-        body = json.dumps(answers.get(self.path, {"message": "No such image"})).encode()
-        self.send_response(200 if self.path in answers else 404)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *arguments):
-        pass
-
-    def address_string(self):
-        return "unix"
-
-
 @pytest.fixture
-def docker_socket(tmp_path):
-    path = str(tmp_path / "docker.sock")
-    with socketserver.ThreadingUnixStreamServer(path, Docker) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield path
-        server.shutdown()
+def docker_answers():
+    """What the engine's API answers, by path."""
+    return {
+        "/containers/json": [
+            {
+                "Names": ["/llamacpp"],
+                "Labels": {"io.ansible-llamacpp.release": "x"},
+                "Ports": [
+                    {"PrivatePort": 20080, "PublicPort": 20080, "IP": "0.0.0.0"},
+                    {"PrivatePort": 20080, "PublicPort": 20080, "IP": "::"},
+                    {"PrivatePort": 9},
+                ],
+            },
+            {"Names": ["/bare"], "Labels": None, "Ports": None},
+        ],
+        "/images/llamacpp:0.3.36-cpu/json": {"Id": "sha256:1"},
+        "/info": {"DockerRootDir": "/data/docker"},
+    }
 
 
 def test_docker_is_asked_for_containers_image_and_data_directory(docker_socket):

@@ -4,17 +4,8 @@ from __future__ import annotations
 
 import subprocess
 
-import openai
 from conftest import HOST
-from testing import wait_until
-
-
-def answers(client) -> bool:
-    try:
-        client.with_options(timeout=30).models.list()
-    except openai.APIError:
-        return False
-    return True
+from testing import answers, wait_until
 
 
 def test_a_killed_server_process_is_started_again(host, container, client):

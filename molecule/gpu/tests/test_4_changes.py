@@ -4,17 +4,8 @@ from __future__ import annotations
 
 import subprocess
 
-import openai
 from conftest import HOST, UUIDS
-from testing import wait_until
-
-
-def answers(client) -> bool:
-    try:
-        client.with_options(timeout=30).models.list()
-    except openai.APIError:
-        return False
-    return True
+from testing import answers, wait_until
 
 
 def test_a_second_run_changes_nothing_and_restarts_nothing(play, untouched):
