@@ -1,4 +1,4 @@
-"""What the modules know about GGUF files: their header, their sha256, the record of a verification.
+"""What the modules know about GGUF files: header, length, sha256, the record of a verification.
 
 Runs on the hosts: Python standard library only, 3.9 or later.
 """
@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import string
 import struct
 import tempfile
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 # "GGUF", version (uint32), number of tensors and of metadata entries (uint64 each), little-endian.
 # Source: docs/gguf.md of ggml.
@@ -64,15 +65,21 @@ def _what_it_is(head):
     return f"it does not begin with GGUF but with bytes {head[:4].hex()}: {first!r}"
 
 
-def sha256_of(path):
+def sha256_of(path, progress=None):
     """Return the sha256 of a file as 64 lower-case hexadecimal digits.
 
-    Arguments: path (str). Errors: OSError when the file cannot be read.
+    Arguments:
+        path (str): the file.
+        progress (callable): is told the bytes (int) read so far, after each block.
+
+    Errors: OSError when the file cannot be read.
     """
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         for block in iter(lambda: file.read(1 << 22), b""):
             digest.update(block)
+            if progress:
+                progress(file.tell())
     return digest.hexdigest()
 
 
@@ -120,6 +127,19 @@ def write_record(path, sha256, url):
         "inode": status.st_ino,
         "url": printable_url(url),
     }
+    _save_record(path, record)
+
+
+def distrust(path):
+    """Let the record of a file (path, str) no longer vouch for it; what it should be stays recorded.
+
+    Errors: OSError when the directory cannot be written.
+    """
+    _save_record(path, {**read_record(path), "inode": 0})
+
+
+def _save_record(path, record):
+    """Write the record (dict) of a file (path, str) in one step."""
     descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".verified-")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -163,7 +183,10 @@ def printable_url(url):
     Arguments: url (str). Returns a str for messages and records.
     """
     parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    if not parts.scheme:
+        return parts.path
+    # By hand: urlunsplit drops the empty host of controller:///PATH.
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 # What a value of each metadata type takes in bytes; strings and arrays say their own length.
@@ -171,8 +194,52 @@ def printable_url(url):
 VALUE_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 STRING = 8
 ARRAY = 9
+UINT32 = struct.pack("<I", 4)
 # Megabytes of words and merges that say nothing of sizes (the shapes of the tensors tell how many words).
 VOCABULARY = b"tokenizer."
+# A vocabulary of 256,000 words takes 7 MB.
+MAX_HEADER_BYTES = 64 << 20
+ALIGNMENT = b"general.alignment"
+DEFAULT_ALIGNMENT = 32
+
+# The types of tensors: how many elements make a block, and how many bytes that takes.
+# Source: type_traits in ggml.c; the PyPI package gguf has the same table.
+BLOCKS = {
+    0: (1, 4),  # F32
+    1: (1, 2),  # F16
+    2: (32, 18),  # Q4_0
+    3: (32, 20),  # Q4_1
+    6: (32, 22),  # Q5_0
+    7: (32, 24),  # Q5_1
+    8: (32, 34),  # Q8_0
+    9: (32, 40),  # Q8_1
+    10: (256, 84),  # Q2_K
+    11: (256, 110),  # Q3_K
+    12: (256, 144),  # Q4_K
+    13: (256, 176),  # Q5_K
+    14: (256, 210),  # Q6_K
+    15: (256, 292),  # Q8_K
+    16: (256, 66),  # IQ2_XXS
+    17: (256, 74),  # IQ2_XS
+    18: (256, 98),  # IQ3_XXS
+    19: (256, 50),  # IQ1_S
+    20: (32, 18),  # IQ4_NL
+    21: (256, 110),  # IQ3_S
+    22: (256, 82),  # IQ2_S
+    23: (256, 136),  # IQ4_XS
+    24: (1, 1),  # I8
+    25: (1, 2),  # I16
+    26: (1, 4),  # I32
+    27: (1, 8),  # I64
+    28: (1, 8),  # F64
+    29: (256, 56),  # IQ1_M
+    30: (1, 2),  # BF16
+    34: (256, 54),  # TQ1_0
+    35: (256, 66),  # TQ2_0
+    39: (32, 17),  # MXFP4
+    40: (64, 36),  # NVFP4
+    41: (128, 18),  # Q1_0
+}
 
 
 class _Head:
@@ -237,6 +304,51 @@ class _Head:
         return VALUE_BYTES[kind]
 
 
+class _Header:
+    """A whole header of GGUF, with the places of what is in it.
+
+    Arguments: as sizing_header. Errors: ValueError with what is wrong with the file; what read raises.
+
+    Attributes:
+        version, tensors (int): GGUF version, number of tensors.
+        entries (list): (key, its whole entry as bytes) of each metadata entry, in order.
+        table (bytes): of tensors, as it is in the file.
+        shapes (list): (elements, type, offset) of each tensor, all int.
+        length (int): bytes of the header.
+    """
+
+    def __init__(self, read, limit):
+        head = _Head(read, limit)
+        head.skip(HEADER.size)
+        magic, self.version, self.tensors, entries = HEADER.unpack_from(head.data)
+        if magic != MAGIC or self.version not in READABLE_VERSIONS:
+            raise ValueError("it is not a GGUF file that llama.cpp reads")
+        self.entries = []
+        for _entry in range(entries):
+            start = head.position
+            key = head.skip_string()
+            head.skip_value(head.number("<I"))
+            self.entries.append((key, bytes(head.data[start : head.position])))
+        start = head.position
+        self.shapes = []
+        for _tensor in range(self.tensors):
+            head.skip_string()
+            elements = math.prod(head.number("<Q") for _dimension in range(head.number("<I")))
+            self.shapes.append((elements, head.number("<I"), head.number("<Q")))
+        self.table = bytes(head.data[start : head.position])
+        self.length = head.position
+
+    def alignment(self):
+        """Return to what multiple (int, bytes) everything behind the header is padded."""
+        for key, entry in self.entries:
+            if key == ALIGNMENT:
+                value = int.from_bytes(entry[-4:], "little")
+                if entry[8 + len(key) : -4] != UINT32 or not value or value & (value - 1):
+                    raise ValueError("its alignment is not a power of two")
+                return value
+        return DEFAULT_ALIGNMENT
+
+
 def sizing_header(read, limit):
     """Return the header of a GGUF file without its vocabulary: again a GGUF header, a few KiB.
 
@@ -249,21 +361,43 @@ def sizing_header(read, limit):
 
     Errors: ValueError with what is wrong with the file; what read raises.
     """
-    head = _Head(read, limit)
-    head.skip(HEADER.size)
-    magic, version, tensors, entries = HEADER.unpack_from(head.data)
-    if magic != MAGIC or version not in READABLE_VERSIONS:
-        raise ValueError("it is not a GGUF file that llama.cpp reads")
-    kept = []
-    for _entry in range(entries):
-        start = head.position
-        key = head.skip_string()
-        head.skip_value(head.number("<I"))
-        if not key.startswith(VOCABULARY):
-            kept.append(bytes(head.data[start : head.position]))
-    start = head.position
-    for _tensor in range(tensors):
-        head.skip_string()
-        head.skip(8 * head.number("<I") + 4 + 8)  # dimensions, type, offset
-    table = bytes(head.data[start : head.position])
-    return HEADER.pack(magic, version, tensors, len(kept)) + b"".join(kept) + table
+    header = _Header(read, limit)
+    kept = [entry for key, entry in header.entries if not key.startswith(VOCABULARY)]
+    return HEADER.pack(MAGIC, header.version, header.tensors, len(kept)) + b"".join(kept) + header.table
+
+
+def length_problem(path, strict=False):
+    """Say why a GGUF file does not have the length that its own table of tensors gives it.
+
+    Only the header is read. An empty string means that the length is right.
+
+    Arguments:
+        path (str): an existing file.
+        strict (bool): whether a file that is too long is a problem, too.
+
+    Errors: OSError when the file cannot be read.
+    Source: gguf.cpp of llama.cpp: tensors follow the header at their offsets, header and tensors are padded.
+    """
+    try:
+        with open(path, "rb") as file:
+            header = _Header(lambda: file.read(1 << 18), MAX_HEADER_BYTES)
+        alignment = header.alignment()
+    except ValueError as error:
+        return str(error)
+
+    def padded(length):
+        return -(-length // alignment) * alignment
+
+    needed, longest = header.length, padded(header.length)
+    start = longest
+    for elements, kind, offset in header.shapes:
+        # Of a type that is not known here, at least the beginning must be there.
+        block, size = BLOCKS.get(kind, (1, 0))
+        end = start + offset + elements // block * size
+        needed, longest = max(needed, end), max(longest, padded(end))
+    actual = os.path.getsize(path)
+    if actual < needed:
+        return f"it is cut off: {actual} of {needed} bytes"
+    if strict and actual > longest and all(kind in BLOCKS for _elements, kind, _offset in header.shapes):
+        return f"it is longer than its own table of tensors says: {actual} bytes, not {longest}"
+    return ""

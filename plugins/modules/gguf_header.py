@@ -7,13 +7,14 @@ DOCUMENTATION = r"""
 module: gguf_header
 short_description: Reads the GGUF headers of model files, on the host or at their source
 description:
-  - A file that is in place is read there; of any other the first bytes are fetched from its URL
-    (HTTP Range), only as far as its header reaches. Changes nothing.
+  - A file that is in place is read there, one with a path on the host at that path; of any other the
+    first bytes are fetched from its URL (HTTP Range), only as far as its header reaches. Changes nothing.
   - Proxies and a private CA come from the environment (C(https_proxy), C(SSL_CERT_FILE)).
-  - Of a split model (C(-00001-of-0000N.gguf)) every part is read.
 options:
-  models:
-    description: Entries of the catalogue; C(file), C(url) and C(sha256) of each are used.
+  files:
+    description: >-
+      Files as the filter model_files lists them; C(file), C(part_of), C(url) and C(sha256) of each are
+      used.
     type: list
     elements: dict
     required: true
@@ -21,6 +22,18 @@ options:
     description: Directory of the model files.
     type: str
     required: true
+  hub_url:
+    description: Address of the model hub.
+    type: str
+    default: https://huggingface.co
+  mirror_url:
+    description: Address of a mirror that is asked in place of the hub; empty for none.
+    type: str
+    default: ""
+  token:
+    description: Bearer token for gated repositories; only the hub, or its mirror, is told.
+    type: str
+    default: ""
   timeout:
     description: Seconds to wait for each answer.
     type: int
@@ -31,8 +44,9 @@ author: ansible-llamacpp
 EXAMPLES = r"""
 - name: Headers of the models are read
   gguf_header:
-    models:
+    files:
       - file: vicuna-13b-v1.5.Q8_0.gguf
+        part_of: vicuna-13b-v1.5.Q8_0.gguf
         url: https://models.example.com/vicuna-13b-v1.5.Q8_0.gguf
     models_dir: /home/llm/llamacpp/model
   register: found
@@ -41,9 +55,9 @@ EXAMPLES = r"""
 RETURN = r"""
 headers:
   description: >-
-    Per model file a dict of C(parts) (one per file of the model, each with C(header), the GGUF
-    header without the vocabulary, compressed by zlib, in base64, and C(size), the file's bytes) and
-    C(problem) (why there is none, empty when there is).
+    Per C(part_of), which is the C(file) of a model, a dict of C(parts) (one per file of the model, each
+    with C(header), the GGUF header without the vocabulary, compressed by zlib, in base64, and C(size), the
+    file's bytes) and C(problem) (why there is none, empty when there is).
   type: dict
   returned: always
 """
@@ -54,9 +68,11 @@ import re
 import zlib
 from http.client import HTTPException
 from urllib.error import HTTPError
+from urllib.parse import unquote, urlsplit
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.gguf import header_problem, printable_url, sizing_header, state_of
+from ansible.module_utils.sources import HUB_URL, Hub, ask
 from ansible.module_utils.urls import ConnectionError as UrlsConnectionError
 from ansible.module_utils.urls import open_url
 
@@ -65,11 +81,10 @@ FIRST_BYTES = 1 << 20
 MAX_BYTES = 64 << 20
 BLOCK_BYTES = 1 << 18
 NO_SIZE = "does not announce the size of the file"
-FIRST_PART = re.compile(r"-00001-of-(\d{5})(?=\.gguf)")
 
 
-def get(url, timeout, start, end):
-    """Ask for the bytes start … end (inclusive) of a URL (str); timeout in seconds.
+def get(url, headers, timeout, start, end):
+    """Ask for the bytes start … end (inclusive) of a URL (str), with headers (dict); timeout in seconds.
 
     Returns the response. Errors: OSError (HTTPError for a status of 400 and above), ValueError.
     """
@@ -78,19 +93,21 @@ def get(url, timeout, start, end):
         timeout=timeout,
         follow_redirects="all",
         decompress=False,
-        headers={"Range": f"bytes={start}-{end}", "Accept-Encoding": "identity"},
+        headers={"Range": f"bytes={start}-{end}", "Accept-Encoding": "identity", **headers},
     )
 
 
 class Remote:
     """A file at a URL, read from its beginning in growing ranges.
 
-    Arguments: url (str) of the source, timeout (int, seconds). ``size`` is known once it was read from.
+    Arguments: url (str) of the source, headers (dict) to send, timeout (int, seconds). ``size`` is
+    known once it was read from.
     """
 
-    def __init__(self, url, timeout):
+    def __init__(self, url, headers, timeout):
         self.size = 0
         self._url = url
+        self._headers = headers
         self._timeout = timeout
         self._response = None
         self._got = 0
@@ -108,7 +125,7 @@ class Remote:
         """Ask for as many bytes again as there are already. Errors: OSError, ValueError."""
         self.close()
         length = self._got or FIRST_BYTES
-        self._response = get(self._url, self._timeout, self._got, self._got + length - 1)
+        self._response = get(self._url, self._headers, self._timeout, self._got, self._got + length - 1)
         headers = self._response.headers
         if self._response.status == 206:
             answer = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("Content-Range") or "")
@@ -128,13 +145,20 @@ class Remote:
             self._response.close()
 
 
-def from_url(url, timeout):
-    """Return a dict of header and size of the model file at a URL. Arguments: as Remote.
+def from_url(url, hub, timeout):
+    """Return a dict of header and size of the model file at a URL.
 
-    Errors: ValueError with what is wrong.
+    Arguments: url (str), hub (Hub), timeout (int, seconds). Errors: ValueError with what is wrong.
     """
-    remote = Remote(url, timeout)
     where = printable_url(url)
+    address = url
+    if hub.has(url):
+        # Redirects are followed here, so that what the hub redirects to never sees the token.
+        answer = ask(url, hub, timeout)
+        if answer["problem"]:
+            raise ValueError(f"{where} {answer['problem']}")
+        address = answer["address"]
+    remote = Remote(address, hub.headers(address), timeout)
     try:
         header = sizing_header(remote.read, MAX_BYTES)
     except HTTPError as error:
@@ -168,54 +192,64 @@ def packed(header, size):
     return {"header": base64.b64encode(zlib.compress(header, 9)).decode("ascii"), "size": size}
 
 
-def parts_of(name):
-    """Return the names of all files of a model, of a file name or URL (str); itself if it is whole."""
-    split = FIRST_PART.search(name)
-    if not split:
-        return [name]
-    count = int(split.group(1))
-    return [
-        f"{name[: split.start()]}-{part:05d}-of-{count:05d}{name[split.end() :]}"
-        for part in range(1, count + 1)
-    ]
-
-
-def ask(model, models_dir, timeout):
-    """Return what is known of a model's sizes: a dict of parts and problem, see RETURN.
+def read(entry, models_dir, hub, timeout):
+    """Return a dict of header and size of one file, from where it can be read.
 
     Arguments:
-        model (dict): entry of the catalogue.
+        entry (dict): of the filter model_files.
         models_dir (str): directory of the model files.
+        hub (Hub): the model hub.
         timeout (int): seconds to wait for each answer of its source.
+
+    Errors: ValueError with what is wrong; OSError.
     """
-    path = os.path.join(models_dir, model["file"])
-    url = model.get("url") or ""
-    try:
-        # What another file has to make way for is not what will be loaded.
-        state = state_of(path, model.get("sha256") or "", url)
-        if state in ("verified", "unverified") and not header_problem(path):
-            parts = [from_file(part) for part in parts_of(path)]
-        else:
-            parts = [from_url(part, timeout) for part in parts_of(url)]
-    except (OSError, ValueError) as error:
-        return {"parts": [], "problem": str(error)}
-    return {"parts": parts, "problem": ""}
+    path = os.path.join(models_dir, entry["file"])
+    # What another file has to make way for is not what will be loaded.
+    if state_of(path, entry["sha256"], entry["url"]) in ("verified", "unverified") and not header_problem(
+        path
+    ):
+        return from_file(path)
+    source = urlsplit(entry["url"])
+    if source.scheme == "file":
+        return from_file(unquote(source.path))
+    if source.scheme == "controller":
+        raise ValueError(f"size unknown until {entry['file']} is on the host")
+    return from_url(entry["url"], hub, timeout)
+
+
+def read_all(files, models_dir, hub, timeout):
+    """Return what is known of the sizes of models, see RETURN.
+
+    Arguments: files (list of dict); the rest as read.
+    """
+    headers = {}
+    for entry in files:
+        found = headers.setdefault(entry["part_of"], {"parts": [], "problem": ""})
+        if found["problem"]:
+            continue
+        try:
+            found["parts"].append(read(entry, models_dir, hub, timeout))
+        except (OSError, ValueError) as error:
+            found.update(parts=[], problem=str(error))
+    return headers
 
 
 def main():
     """Run the module."""
     module = AnsibleModule(
         argument_spec={
-            "models": {"type": "list", "elements": "dict", "required": True},
+            "files": {"type": "list", "elements": "dict", "required": True},
             "models_dir": {"type": "str", "required": True},
+            "hub_url": {"type": "str", "default": HUB_URL},
+            "mirror_url": {"type": "str", "default": ""},
+            "token": {"type": "str", "default": "", "no_log": True},
             "timeout": {"type": "int", "default": 30},
         },
         supports_check_mode=True,
     )
-    headers = {
-        model["file"]: ask(model, module.params["models_dir"], module.params["timeout"])
-        for model in module.params["models"]
-    }
+    wanted = module.params
+    hub = Hub(wanted["hub_url"], wanted["mirror_url"], wanted["token"])
+    headers = read_all(wanted["files"], wanted["models_dir"], hub, wanted["timeout"])
     module.exit_json(changed=False, headers=headers)
 
 

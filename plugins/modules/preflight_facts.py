@@ -40,7 +40,9 @@ options:
     type: str
     required: true
   models:
-    description: The catalogue; C(file), C(url) and C(sha256) of each entry are used.
+    description: >-
+      Files of the catalogue, as the filter model_files lists them; C(file), C(url) and C(sha256) of each
+      are used.
     type: list
     elements: dict
     default: []
@@ -100,8 +102,11 @@ ids:
   type: dict
   returned: always
 models:
-  description: Per model file its state (absent, verified, outdated, unverified) and C(size) in
-    bytes.
+  description: >-
+    Per model file its state (absent, verified, outdated, unverified), C(size) in bytes, C(partial), the
+    bytes that an unfinished download occupies, and C(source), which for a file with a path on the host
+    is a dict of its C(size) and C(leads_to) (where it is a symlink out of its directory, else empty),
+    and null when there is no such file, or another kind of source.
   type: dict
   returned: always
 """
@@ -111,6 +116,7 @@ import grp
 import os
 import pwd
 import re
+from urllib.parse import unquote, urlsplit
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.docker_api import ERRORS, ask_docker, docker_runs
@@ -241,17 +247,42 @@ def model_states(models, models_dir):
 
     Arguments: models (list of dict), models_dir (str).
     Returns a dict by file name: state (see state_of of module_utils gguf), size (bytes, 0 when
-    absent).
+    absent), partial (bytes on disk of an unfinished download), source (see host_source).
     """
     states = {}
     for model in models:
         path = os.path.join(models_dir, model["file"])
-        state = state_of(path, model.get("sha256") or "", model.get("url") or "")
+        state = state_of(path, model["sha256"], model["url"])
         states[model["file"]] = {
             "state": state,
             "size": 0 if state == "absent" else os.path.getsize(path),
+            "partial": allocated(os.path.join(models_dir, ".partial", model["file"])),
+            "source": host_source(model["url"]),
         }
     return states
+
+
+def allocated(path):
+    """Return the bytes that a file (str) occupies, 0 when there is none; its holes count for nothing."""
+    try:
+        return os.stat(path).st_blocks * 512
+    except OSError:
+        return 0
+
+
+def host_source(url):
+    """Return what is known of a source on this host: a dict of size (bytes) and leads_to (str).
+
+    A symlink that leads out of its directory cannot be followed in a container that has only that
+    directory. Argument: url (str). Returns None for another source, or when there is no such file.
+    """
+    source = urlsplit(url)
+    path = unquote(source.path)
+    if source.scheme != "file" or not os.path.isfile(path):
+        return None
+    target = os.path.realpath(path)
+    stays = os.path.dirname(target) == os.path.realpath(os.path.dirname(path))
+    return {"size": os.path.getsize(path), "leads_to": "" if stays else target}
 
 
 def main():
