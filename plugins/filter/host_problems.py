@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 # A container with this label was started by this project, whatever its name.
 OWN_LABEL = "io.ansible-llamacpp.release"
@@ -21,10 +23,10 @@ def host_problems(
     Args:
         host: what the module preflight_facts found.
         facts: ``ansible_facts``.
-        wanted: what is to be deployed: ``models`` and ``instances`` (the catalogue's lists),
-            ``supported_os`` (dict of distribution to list of versions), ``user``, ``uid``, ``gid``,
-            ``models_dir``, ``docker_root``, ``image_bytes``, ``headroom_bytes`` and
-            ``hub_url``.
+        wanted: what is to be deployed: ``files`` (of the models, from the filter model_files),
+            ``lock`` (llm_models_lock), ``instances`` (the catalogue's list), ``supported_os`` (dict of
+            distribution to list of versions), ``user``, ``uid``, ``gid``, ``models_dir``,
+            ``docker_root``, ``image_bytes``, ``headroom_bytes`` and ``hub_url``.
         sources: what the module gguf_source found, by URL.
 
     Errors: KeyError when one of the arguments lacks a key (a mistake in the role).
@@ -137,61 +139,108 @@ def _process(listener: dict[str, Any]) -> str:
     return f"{listener['process']} (pid {listener['pid']}{unit})"
 
 
-def needs_source(model: dict[str, Any], state: str) -> bool:
-    """Whether the source of a model must answer: the file, or its sha256, is to come from there.
+def needs_source(entry: dict[str, Any], state: str) -> bool:
+    """Whether the source of a file must answer: the file, or its sha256, is to come from there.
 
     Args:
-        model: entry of llm_models.
-        state: of its file, from the module preflight_facts.
+        entry: of the filter model_files.
+        state: of the file, from the module preflight_facts.
     """
-    return state in ("absent", "outdated") or (state == "unverified" and not model.get("sha256"))
+    return state in ("absent", "outdated") or (state == "unverified" and not entry["sha256"])
 
 
-def urls_to_ask(models: list[dict[str, Any]], host: dict[str, Any]) -> list[str]:
-    """Return the URLs of the models whose source must answer, each once.
+def urls_to_ask(files: list[dict[str, Any]], host: dict[str, Any]) -> list[str]:
+    """Return the URLs of the servers' files that must answer, each once.
 
     Args:
-        models: llm_models.
+        files: from the filter model_files.
         host: what the module preflight_facts found.
     """
-    states = host["models"]
-    wanted = [model["url"] for model in models if needs_source(model, states[model["file"]]["state"])]
+    wanted = [
+        entry["url"]
+        for entry in files
+        if urlsplit(entry["url"]).scheme in ("http", "https")
+        and needs_source(entry, host["models"][entry["file"]]["state"])
+    ]
     return list(dict.fromkeys(wanted))
 
 
 def source_problems(
     states: dict[str, dict[str, Any]], wanted: dict[str, Any], sources: dict[str, dict[str, Any]]
 ) -> list[str]:
-    """Return the models whose source cannot give what is needed.
+    """Return the files whose source cannot give what is needed.
 
     Args:
-        states: of the model files, from the module preflight_facts.
+        states: of the files, from the module preflight_facts.
         wanted: see host_problems.
         sources: see host_problems.
     """
     problems = []
-    for index, model in enumerate(wanted["models"]):
-        source = sources.get(model["url"])
-        if source is None or not needs_source(model, states[model["file"]]["state"]):
+    for entry in wanted["files"]:
+        state = states[entry["file"]]
+        if urlsplit(entry["url"]).scheme == "file":
+            problem = _path_problem(entry, state)
+        elif entry["url"] in sources and needs_source(entry, state["state"]):
+            problem = _answer_problem(entry, wanted, sources[entry["url"]])
+        else:
             continue
-        where = f"llm_models[{index}] (alias {model['alias']})"
-        if source["problem"]:
-            problems.append(f"{where}: {source['problem']}")
-        elif not model.get("sha256") and not source["sha256"]:
-            problems.append(
-                f"{where}: {wanted['hub_url']} announces no sha256 for this url;"
-                f" write what `sha256sum {model['file']}` prints where the file is trusted,"
-                " or `sha256: none` to waive the check"
-            )
-        elif source["sha256"] and model.get("sha256", "none").lower() not in (
-            "none",
-            source["sha256"],
-        ):
-            problems.append(
-                f"{where}: sha256 expected {model['sha256']}, but {wanted['hub_url']} announces"
-                f" {source['sha256']}; correct sha256, or pin the commit in the url"
-            )
+        if problem:
+            problems.append(f"{entry['where']}: {problem}")
     return problems
+
+
+def _path_problem(entry: dict[str, Any], state: dict[str, Any]) -> str:
+    """Return what is wrong with a source on the host, or nothing."""
+    path = unquote(urlsplit(entry["url"]).path)
+    source = state["source"]
+    if source is None and (entry["link"] or needs_source(entry, state["state"])):
+        return f"path {path} is not a file on this host; mount its directory there, or correct path"
+    if entry["link"] and source["leads_to"]:
+        return (
+            f"path {path} is itself a link out of its directory, which a container could not follow;"
+            f" write path: {source['leads_to']}"
+        )
+    return ""
+
+
+def _answer_problem(entry: dict[str, Any], wanted: dict[str, Any], source: dict[str, Any]) -> str:
+    """Return what is wrong with the answer of a file's server, or nothing."""
+    expected, announced = entry["sha256"], source["sha256"]
+    if source["problem"]:
+        return source["problem"]
+    if not expected and not announced:
+        return (
+            f"{wanted['hub_url']} announces no sha256 for this url;"
+            f" write what `sha256sum {entry['file']}` prints where the file is trusted,"
+            " or `sha256: none` to waive the check"
+        )
+    if not announced or expected in ("", "none", announced):
+        return ""
+    if expected == wanted["lock"].get(entry["url"], {}).get("sha256"):
+        return (
+            f"llm_models_lock has sha256 {expected}, but {wanted['hub_url']} now announces {announced};"
+            ' pin the commit, or accept the new file by `make lock INVENTORY=… ARGS="-e lock_update=true"`'
+        )
+    return (
+        f"sha256 expected {expected}, but {wanted['hub_url']} announces {announced}; correct sha256, or pin"
+        " the commit in the url"
+    )
+
+
+def size_of(entry: dict[str, Any], state: dict[str, Any], sources: dict[str, dict[str, Any]]) -> int:
+    """Return how many bytes a file has at its source, 0 when that is not known.
+
+    Args:
+        entry: of the filter model_files.
+        state: of the file, from the module preflight_facts.
+        sources: see host_problems.
+    """
+    url = urlsplit(entry["url"])
+    if url.scheme == "controller":
+        return os.path.getsize(unquote(url.path))
+    if url.scheme == "file":
+        return state["source"]["size"] if state["source"] else 0
+    return sources.get(entry["url"], {}).get("size") or entry["size"]
 
 
 def space_problems(
@@ -206,13 +255,15 @@ def space_problems(
     """
     needs: dict[str, dict[str, int]] = {}  # directory -> what for -> bytes
 
-    for model in wanted["models"]:
-        found = host["models"][model["file"]]
-        size = sources.get(model["url"], {}).get("size", 0)
+    for entry in wanted["files"]:
+        found = host["models"][entry["file"]]
+        size = size_of(entry, found, sources)
         # An unverified file of the right size is most likely right, and then only read.
         replaced = found["state"] == "unverified" and found["size"] != size
-        if size and (replaced or found["state"] in ("absent", "outdated")):
-            needs.setdefault(wanted["models_dir"], {})[f"model {model['file']}"] = size
+        missing = size - found["partial"]
+        if not entry["link"] and missing > 0 and (replaced or found["state"] in ("absent", "outdated")):
+            what = f"{'rest of ' if found['partial'] else ''}model {entry['file']}"
+            needs.setdefault(wanted["models_dir"], {})[what] = missing
     if not host["image_present"] and wanted["image_bytes"]:
         root = host["docker_root"] or wanted["docker_root"]
         needs.setdefault(root, {})["image (preflight_image_bytes)"] = wanted["image_bytes"]

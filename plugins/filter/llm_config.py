@@ -20,8 +20,8 @@ def llm_config(
     """Return what ``python3 -m llama_cpp.server --config_file`` reads for one instance.
 
     The order of keys is the order they are written in (host, port, server settings, models;
-    per model: path, alias, defaults, own settings), so that an unchanged input renders an
-    unchanged file. The order of models matters to the server: the first is loaded at start,
+    per model: path, alias, defaults, own settings, side files), so that an unchanged input renders
+    an unchanged file. The order of models matters to the server: the first is loaded at start,
     and answers requests for unknown models.
 
     Arguments:
@@ -58,6 +58,10 @@ def llm_config(
                 "model_alias": alias,
                 **(model_defaults or {}),
                 **(catalogue[alias].get("settings") or {}),
+                **{
+                    side["setting"]: f"{model_directory}/{side['file']}"
+                    for side in catalogue[alias].get("side_files") or []
+                },
             }
             for alias in aliases
         ],

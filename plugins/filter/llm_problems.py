@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import yaml
 from jsonschema import Draft202012Validator
@@ -25,9 +25,14 @@ except ImportError:
 HUB_URL = "https://huggingface.co"
 BACKENDS = ("auto", "cpu", "cuda")
 
-MODEL_KEYS = ("alias", "file", "url", "sha256", "settings")
+SOURCES = ("url", "hf", "path", "controller_path")
+FILE_KEYS = ("file", *SOURCES, "link", "sha256")
+MODEL_KEYS = ("alias", *FILE_KEYS, "side_files", "settings")
+SIDE_FILE_KEYS = ("setting", *FILE_KEYS)
+HUB_KEYS = ("repository", "revision", "file")
 INSTANCE_KEYS = ("name", "port", "gpus", "models")
-REQUIRED_MODEL_KEYS = ("alias", "file", "url")
+REQUIRED_MODEL_KEYS = ("alias", "file")
+REQUIRED_SIDE_FILE_KEYS = ("setting", "file")
 REQUIRED_INSTANCE_KEYS = ("name", "port")
 
 # What the project itself puts into config.json, and where the operator sets it instead.
@@ -52,11 +57,17 @@ INSTANCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{1,62}")
 GPU_UUID = re.compile(r"(GPU|MIG)-[0-9A-Za-z/-]+")
 SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+# How llama.cpp names the parts of a split model; the other names follow from that of the first.
+PART = re.compile(r"-(\d{5})-of-(?!00000)(\d{5})(?=\.gguf)")
+REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
+REVISION = re.compile(r"[\w-]([\w./-]*[\w-])?", re.ASCII)
+# What a path may have that stands, unquoted, in a mount option and in a systemd unit.
+MOUNTABLE = re.compile(r"/[\w./@+=:-]+", re.ASCII)
 
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "no_proxy")
 
 # Variables without a default: optional ones, and what a role hands to the next.
-OPTIONAL_VARIABLES = ("llm_api_key", "llamacpp_image_ref", "preflight_gpus")
+OPTIONAL_VARIABLES = ("llm_api_key", "llm_hub_token", "llamacpp_image_ref", "preflight_gpus")
 MISSPELLED = 0.85
 
 TYPE_NAMES = {
@@ -82,6 +93,7 @@ def llm_problems(
     known: Iterable[str] = (),
     paths: dict[str, str] | None = None,
     proxies: dict[str, str] | None = None,
+    lock: object = None,
 ) -> list[str]:
     """Return every problem of the operator's input, one line each; empty when there is none.
 
@@ -99,6 +111,7 @@ def llm_problems(
         known: names of the variables that the project has.
         paths: paths on the host by the name of their variable; an empty one is not set.
         proxies: llm_proxy_environment.
+        lock: llm_models_lock as it is, of whatever type; left out like an empty one.
 
     Errors: none; wrong input is what it reports.
     """
@@ -120,7 +133,8 @@ def llm_problems(
     problems += settings.check(
         "llm_model_defaults", "", model_defaults, "model_settings", RESERVED_MODEL_SETTINGS
     )
-    problems += _model_problems(models, settings, hub_url)
+    problems += _lock_problems(lock)
+    problems += _model_problems(models, settings, hub_url, lock if isinstance(lock, dict) else {})
     problems += _instance_problems(instances, models, backend)
     if backend in ("auto", "cuda"):
         problems += _layer_problems(instances, models, model_defaults)
@@ -222,6 +236,24 @@ class _Settings:
             else:
                 yield from self._value(shown, key, value, properties[key], self.schema[kind].get("$defs", {}))
 
+    def texts(self, kind: str, reserved: Iterable[str]) -> list[str]:
+        """Return the names of the settings that take any text.
+
+        Args:
+            kind: ``server_settings`` or ``model_settings``.
+            reserved: settings to leave out.
+        """
+        properties = self.schema.get(kind, {}).get("properties", {})
+        return [
+            name
+            for name, schema in properties.items()
+            if name not in reserved
+            and any(
+                option.get("type") == "string" and "enum" not in option
+                for option in (schema, *schema.get("anyOf", ()))
+            )
+        ]
+
     def _value(
         self,
         shown: str,
@@ -251,7 +283,34 @@ class _Settings:
                 )
 
 
-def _model_problems(models: object, settings: _Settings, hub_url: str) -> Iterator[str]:
+def _lock_problems(lock: object) -> Iterator[str]:
+    """Yield the problems of llm_models_lock."""
+    mend = "run `make lock`, which writes it"
+    if lock is None:
+        return
+    if not isinstance(lock, dict):
+        yield _line(
+            lock, f"llm_models_lock: must be a dictionary (url: {{sha256, size}}), not {_got(lock)}; {mend}"
+        )
+        return
+    for url, entry in lock.items():
+        if not _locked_sha256(lock, url) or not isinstance(entry.get("size"), int):
+            yield _line(
+                entry,
+                f"llm_models_lock: {_without_secrets(str(url))} has {_got(entry)}; it must have sha256 (64"
+                f" hexadecimal digits) and size (bytes); {mend}",
+                url,
+            )
+
+
+def _locked_sha256(lock: dict[str, Any], url: str) -> str:
+    """Return the sha256 that the lock has for a URL, empty when it has none."""
+    entry = lock.get(url)
+    value = entry.get("sha256") if isinstance(entry, dict) else None
+    return value.lower() if isinstance(value, str) and SHA256.fullmatch(value) else ""
+
+
+def _model_problems(models: object, settings: _Settings, hub_url: str, lock: dict[str, Any]) -> Iterator[str]:
     """Yield the problems of llm_models."""
     if not isinstance(models, list):
         yield _line(models, f"llm_models: must be a list of models, not {_got(models)}")
@@ -259,7 +318,7 @@ def _model_problems(models: object, settings: _Settings, hub_url: str) -> Iterat
     if not models:
         yield _line(models, "llm_models: is empty; give at least one model (alias, file, url)")
     aliases: dict[str, str] = {}
-    files: dict[str, tuple[str, dict[str, Any]]] = {}
+    files = _Files(hub_url, lock)
     for index, model in enumerate(models):
         where = f"llm_models[{index}]"
         if not isinstance(model, dict):
@@ -269,13 +328,13 @@ def _model_problems(models: object, settings: _Settings, hub_url: str) -> Iterat
             where += f" (alias {model['alias']})"
         yield from _keys(where, model, MODEL_KEYS, REQUIRED_MODEL_KEYS)
         yield from _alias_problems(where, model, aliases)
-        yield from _file_problems(where, model, files)
-        yield from _url_problems(where, model, hub_url)
-        yield from _sha256_problems(where, model, hub_url)
+        yield from files.check(where, model)
         if "settings" in model:
             yield from settings.check(
                 where, "settings", model["settings"], "model_settings", RESERVED_MODEL_SETTINGS
             )
+        if "side_files" in model:
+            yield from _side_file_problems(where, model, settings, files)
 
 
 def _keys(
@@ -319,13 +378,166 @@ def _alias_problems(where: str, model: dict[str, Any], aliases: dict[str, str]) 
     aliases.setdefault(alias, where.partition(" ")[0])
 
 
-def _file_problems(
-    where: str, model: dict[str, Any], files: dict[str, tuple[str, dict[str, Any]]]
+def _side_file_problems(
+    where: str, model: dict[str, Any], settings: _Settings, files: _Files
 ) -> Iterator[str]:
-    """Yield the problems of a model's file, which two models may share; remembers it in files."""
-    wrong = list(_text(where, model, "file"))
+    """Yield the problems of a model's side files; remembers them in files."""
+    sides = model["side_files"]
+    if not isinstance(sides, list):
+        yield _line(
+            sides,
+            f"{where}: side_files is {_got(sides)}; it must be a list of dictionaries"
+            " (setting, file, url, …)",
+            _key_of(model, "side_files"),
+        )
+        return
+    own = model.get("settings")
+    taken = dict.fromkeys(own, "settings") if isinstance(own, dict) else {}
+    valid = settings.texts("model_settings", RESERVED_MODEL_SETTINGS)
+    for index, side in enumerate(sides):
+        name = f"side_files[{index}]"
+        place = f"{where} {name}"
+        if not isinstance(side, dict):
+            yield _line(side, f"{place}: must be a dictionary (setting, file, url, …), not {_got(side)}")
+            continue
+        yield from _keys(place, side, SIDE_FILE_KEYS, REQUIRED_SIDE_FILE_KEYS)
+        wrong = list(_text(place, side, "setting"))
+        yield from wrong
+        if "setting" in side and not wrong:
+            setting = side["setting"]
+            if setting in RESERVED_MODEL_SETTINGS:
+                yield _line(
+                    setting,
+                    f"{place}: setting {setting} must not be set: {RESERVED_MODEL_SETTINGS[setting]}",
+                )
+            elif settings.schema and setting not in valid:
+                yield _line(
+                    setting,
+                    f"{place}: setting {setting} is no setting of llama_cpp.server {settings.version} that"
+                    f" takes a path; {_nearest(setting, valid)}",
+                )
+            elif setting in taken:
+                yield _line(
+                    setting,
+                    f"{place}: setting {setting} is already in {taken[setting]} of this model; give it once",
+                )
+            taken.setdefault(setting, name)
+        yield from files.check(place, side)
+
+
+class _Files:
+    """The files of the catalogue, of models and beside them, and what is wrong with them.
+
+    Args:
+        hub_url: address of the model hub, whose files need no sha256 because it announces them.
+        lock: llm_models_lock, whose files need none either.
+    """
+
+    def __init__(self, hub_url: str, lock: dict[str, Any]) -> None:
+        self.hub_url = hub_url
+        self.lock = lock
+        # By name: which entry has it first, and what decides on its content there.
+        self._known: dict[str, tuple[str, dict[str, object]]] = {}
+
+    def check(self, where: str, entry: dict[str, Any]) -> Iterator[str]:
+        """Yield the problems of one entry's file, source and sha256, and remember its files.
+
+        Args:
+            where: the entry, for example ``llm_models[1] (alias gemma3)``.
+            entry: a model or side file.
+        """
+        count = _part_count(entry.get("file"))
+        name_problems = list(_file_problems(where, entry))
+        yield from name_problems
+        yield from self._source_problems(where, entry)
+        sha256_problems = list(_sha256_problems(where, entry, count))
+        yield from sha256_problems
+        if name_problems or "file" not in entry:
+            return
+        if not sha256_problems:
+            yield from self._announced_problems(where, entry, count)
+        yield from self._clash(where, entry, count)
+
+    def _source_problems(self, where: str, entry: dict[str, Any]) -> Iterator[str]:
+        """Yield the problems of where an entry's file comes from."""
+        given = [key for key in SOURCES if key in entry]
+        if len(given) > 1:
+            yield _line(
+                _key_of(entry, given[1]),
+                f"{where}: {' and '.join(given)} are each a source, and a file has one; keep one of them",
+            )
+        elif not given:
+            yield _line(entry, f"{where}: a source is missing; give one of {', '.join(SOURCES)}")
+        elif given == ["hf"]:
+            yield from _hub_problems(where, entry)
+        else:
+            wrong = list(_text(where, entry, given[0]))
+            yield from wrong
+            if not wrong and given == ["url"]:
+                yield from _url_problems(where, entry["url"], self.hub_url)
+            elif not wrong:
+                yield from _path_problems(where, entry, given[0])
+        if "link" in entry:
+            yield from _link_problems(where, entry)
+        if len(given) == 1:
+            yield from _split_problems(where, entry, given[0])
+
+    def _announced_problems(self, where: str, entry: dict[str, Any], count: int) -> Iterator[str]:
+        """Yield where a sha256 is missing that nobody else knows, or is not that of the lock."""
+        url = self._url(entry)
+        hashes = _hashes(entry, count)
+        needed = not _from_hub(url, self.hub_url) and len(entry.keys() & set(SOURCES)) == 1
+        for part, sha256 in enumerate(hashes, 1):
+            part_url = _part_name(url, part, count)
+            locked = _locked_sha256(self.lock, part_url)
+            if needed and not sha256 and not locked:
+                yield _line(
+                    entry.get("url", entry),
+                    f"{where}: sha256 is missing, and only {self.hub_url} announces that of its files;"
+                    f" {_sha256_mend(entry)}",
+                )
+                return
+            if locked and sha256 not in ("", "none", locked):
+                yield _line(
+                    entry["sha256"],
+                    f"{where}: sha256 {sha256} is not that of llm_models_lock, which has {locked} for"
+                    f" {_without_secrets(part_url)}; correct it, or leave it to the lock",
+                    _key_of(entry, "sha256"),
+                )
+
+    def _url(self, entry: dict[str, Any]) -> str:
+        """Return the address of a source on a server, as the filter model_files makes it; else nothing."""
+        hub = entry.get("hf")
+        if not isinstance(hub, dict):
+            url = entry.get("url", "")
+            return url if isinstance(url, str) else ""
+        revision = quote(str(hub.get("revision", "main")), safe="")
+        path = quote(str(hub.get("file", entry["file"])))
+        return f"{self.hub_url.rstrip('/')}/{hub.get('repository')}/resolve/{revision}/{path}"
+
+    def _clash(self, where: str, entry: dict[str, Any], count: int) -> Iterator[str]:
+        """Yield a problem when another entry has a file of the same name that is not the same."""
+        source = {key: entry.get(key) for key in SOURCES} | {"link": entry.get("link", False)}
+        for part, sha256 in enumerate(_hashes(entry, count), 1):
+            name = _part_name(entry["file"], part, count)
+            wanted = {**source, "sha256": sha256}
+            other, first = self._known.setdefault(name, (where.partition(" ")[0], wanted))
+            differing = [key for key in wanted if wanted[key] != first[key]]
+            if differing:
+                yield _line(
+                    entry.get(differing[0], entry["file"]),
+                    f"{where}: file {name} is also that of {other}, but with another"
+                    f" {' and another '.join(differing)}; models that share a file need the same source and"
+                    " sha256",
+                )
+                return
+
+
+def _file_problems(where: str, entry: dict[str, Any]) -> Iterator[str]:
+    """Yield the problems of the name of a model's file or side file."""
+    wrong = list(_text(where, entry, "file"))
     yield from wrong
-    file = model.get("file")
+    file = entry.get("file")
     if wrong or file is None:
         return
     if "/" in file or "\\" in file or file.startswith("."):
@@ -336,29 +548,64 @@ def _file_problems(
         )
     elif not file.endswith(".gguf"):
         yield _line(file, f"{where}: file {file} must end in .gguf; the server reads no other format")
-    if file in files:
-        other, first = files[file]
-        for key in ("url", "sha256"):
-            if _comparable(model.get(key)) != _comparable(first.get(key)):
-                yield _line(
-                    model.get(key, file),
-                    f"{where}: file {file} is also that of {other}, but with another {key};"
-                    " models that share a file need the same url and sha256",
-                )
-    files.setdefault(file, (where.partition(" ")[0], model))
+    part = PART.search(file)
+    if part and part[1] != "00001":
+        first = f"{file[: part.start()]}-00001-of-{part[2]}{file[part.end() :]}"
+        yield _line(
+            file, f"{where}: file {file} is a later part of a split model; name the first one, {first}"
+        )
 
 
-def _comparable(value: object) -> object:
-    return value.lower() if isinstance(value, str) and SHA256.fullmatch(value) else value
+def _part_count(name: object) -> int:
+    """Return how many parts a file or address (of whatever type) stands for; 1 when it is not split."""
+    part = PART.search(name) if isinstance(name, str) else None
+    return int(part[2]) if part else 1
 
 
-def _url_problems(where: str, model: dict[str, Any], hub_url: str) -> Iterator[str]:
-    """Yield the problems of a model's url."""
-    wrong = list(_text(where, model, "url"))
-    yield from wrong
-    url = model.get("url")
-    if wrong or url is None:
+def _part_name(name: str, part: int, count: int) -> str:
+    """Return the name or address of a part; the first one's (name) is given, as is the number of parts."""
+    return name if count == 1 else PART.sub(f"-{part:05d}-of-{count:05d}", name, count=1)
+
+
+def _hashes(entry: dict[str, Any], count: int) -> list[str]:
+    """Return the sha256 of each of so many parts, in lower case; what is missing or wrong as nothing."""
+    given = entry.get("sha256")
+    values = given if isinstance(given, list) and len(given) == count else [given] * count
+    return [value.lower() if isinstance(value, str) else "" for value in values]
+
+
+def _split_problems(where: str, entry: dict[str, Any], key: str) -> Iterator[str]:
+    """Yield a problem when a file and its source are not split alike; key is that of the source."""
+    file = entry.get("file")
+    source = entry[key].get("file", file) if isinstance(entry[key], dict) else entry[key]
+    if (
+        not isinstance(file, str)
+        or not isinstance(source, str)
+        or _part_count(file) == _part_count(source) == 1
+    ):
         return
+    shown = "hf.file" if key == "hf" else key
+    parts = [found[0] if (found := PART.search(name)) else "" for name in (file, source)]
+    if parts[0] == parts[1]:
+        return
+    if _part_count(file) > 1:
+        yield _line(
+            source,
+            f"{where}: file {file} is split, but {shown} lacks {parts[0]}.gguf, from which those of the other"
+            f" parts follow; correct {shown} or file",
+            _key_of(entry, key),
+        )
+    else:
+        yield _line(
+            source,
+            f"{where}: {shown} is part of a split model, but file {file} lacks {parts[1]}.gguf, by which the"
+            " server finds the other parts; correct file",
+            _key_of(entry, key),
+        )
+
+
+def _url_problems(where: str, url: str, hub_url: str) -> Iterator[str]:
+    """Yield the problems of the url of a file."""
     try:
         parts = urlsplit(url)
         absolute = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
@@ -376,34 +623,121 @@ def _url_problems(where: str, model: dict[str, Any], hub_url: str) -> Iterator[s
         )
 
 
-def _sha256_problems(where: str, model: dict[str, Any], hub_url: str) -> Iterator[str]:
-    """Yield the problems of a model's sha256, which only the hub's files may leave out."""
-    file = model.get("file") if isinstance(model.get("file"), str) else "FILE"
-    mend = (
+def _hub_problems(where: str, entry: dict[str, Any]) -> Iterator[str]:
+    """Yield the problems of the hub shorthand of a file."""
+    hub = entry["hf"]
+    if not isinstance(hub, dict):
+        yield _line(
+            hub,
+            f"{where}: hf is {_got(hub)}; it must be a dictionary (repository, revision, file)",
+            _key_of(entry, "hf"),
+        )
+        return
+    where += ": hf"
+    yield from _keys(where, hub, HUB_KEYS, ("repository",))
+    for key, pattern, wanted in (
+        ("repository", REPOSITORY, "OWNER/NAME, as on the hub's page"),
+        ("revision", REVISION, "a commit (40 hexadecimal digits), a branch or a tag"),
+        ("file", None, "a path in the repository, like directory/file.gguf"),
+    ):
+        wrong = list(_text(where, hub, key))
+        yield from wrong
+        if wrong or key not in hub:
+            continue
+        value = hub[key]
+        valid = not value.startswith("/") and ".." not in value.split("/")
+        if not valid or (pattern and not pattern.fullmatch(value)):
+            yield _line(value, f"{where}: {key} {_short(value)} must be {wanted}")
+
+
+def _path_problems(where: str, entry: dict[str, Any], key: str) -> Iterator[str]:
+    """Yield the problems of a source that is a path; key is path or controller_path."""
+    path = entry[key]
+    if key == "path":
+        if not path.startswith("/"):
+            yield _line(path, f"{where}: path {_short(path)} must be an absolute path on the host")
+        return
+    count = _part_count(path)
+    for part in range(1, count + 1):
+        absolute = os.path.abspath(_part_name(path, part, count))
+        if not os.path.isfile(absolute):
+            yield _line(
+                path,
+                f"{where}: controller_path {absolute} is not a file on this machine, which runs Ansible; put"
+                " it there, or correct controller_path",
+            )
+            return
+
+
+def _link_problems(where: str, entry: dict[str, Any]) -> Iterator[str]:
+    """Yield the problems of whether a file is linked."""
+    link, path = entry["link"], entry.get("path")
+    if not isinstance(link, bool):
+        yield _line(link, f"{where}: link is {_got(link)}; it must be true or false", _key_of(entry, "link"))
+    elif link and "path" not in entry:
+        yield _line(
+            _key_of(entry, "link"),
+            f"{where}: link needs path, a file on the host; other sources are always copied, so leave it out",
+        )
+    elif link and isinstance(path, str) and path.startswith("/") and not MOUNTABLE.fullmatch(path):
+        yield _line(
+            path,
+            f"{where}: path {_short(path)} has characters that a mount option cannot have; rename"
+            " it, or leave link out",
+        )
+
+
+def _sha256_mend(entry: dict[str, Any]) -> str:
+    """Return what to do about the sha256 of a file that nobody announces."""
+    file = entry.get("file") if isinstance(entry.get("file"), str) else "FILE"
+    return (
         f"write what `sha256sum {file}` prints where the file is trusted,"
         " or `sha256: none` to waive the check"
     )
-    if "sha256" in model:
-        value = model["sha256"]
+
+
+def _sha256_problems(where: str, entry: dict[str, Any], count: int) -> Iterator[str]:
+    """Yield the problems of the sha256 of a file, or of its parts (count)."""
+    if "sha256" not in entry:
+        return
+    given = entry["sha256"]
+    if isinstance(given, list) and count == 1:
+        yield _line(
+            given,
+            f"{where}: sha256 is a list, but the file is not split; write one string",
+            _key_of(entry, "sha256"),
+        )
+        return
+    if isinstance(given, list) and len(given) != count:
+        yield _line(
+            given,
+            f"{where}: sha256 has {len(given)} entries, but the model is split into {count} parts; write one"
+            " for each, in their order",
+            _key_of(entry, "sha256"),
+        )
+        return
+    if count > 1 and isinstance(given, str) and given != "none":
+        yield _line(
+            given,
+            f"{where}: sha256 is one string, but the model is split into {count} parts; write a list with one"
+            " for each, or `sha256: none` to waive the check",
+        )
+        return
+    for value in given if isinstance(given, list) else [given]:
         if not isinstance(value, str):
             yield _line(
                 value,
                 f"{where}: sha256 is {_got(value)}; it must be a string of 64 hexadecimal digits"
                 f" (in quotes);"
-                f" {mend}",
-                _key_of(model, "sha256"),
+                f" {_sha256_mend(entry)}",
+                _key_of(entry, "sha256"),
             )
         elif value != "none" and not SHA256.fullmatch(value):
             yield _line(
                 value,
                 f"{where}: sha256 {value} is not 64 hexadecimal digits (it has {len(value)}"
-                f" characters); {mend}",
+                f" characters); {_sha256_mend(entry)}",
             )
-    elif isinstance(model.get("url"), str) and not _from_hub(model["url"], hub_url):
-        yield _line(
-            model["url"],
-            f"{where}: sha256 is missing, and only {hub_url} announces that of its files; {mend}",
-        )
 
 
 def _from_hub(url: str, hub_url: str) -> bool:

@@ -1,4 +1,4 @@
-"""Filters ``vram_table``, ``vram_fit`` and ``models_on_gpus``: do models fit the memory of their GPUs?
+"""Filters ``vram_table``, ``vram_fit`` and ``files_on_gpus``: do models fit the memory of their GPUs?
 
 What a model consists of is read from its own GGUF header by the package ``gguf``. What the engine
 makes of it follows llama.cpp as llama-cpp-python 0.3.36 carries it; docs/vram.md has the formulas,
@@ -638,16 +638,21 @@ def serve(
     return Served(f"{where} (name {instance['name']})", instance["name"], own, rows, takes)
 
 
-def models_on_gpus(instances: list[dict[str, Any]], models: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the models of the catalogue that an instance with GPUs serves.
+def files_on_gpus(
+    instances: list[dict[str, Any]], models: list[dict[str, Any]], files: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return the files of the models that an instance with GPUs serves, without side files.
 
     Args:
         instances: llm_instances.
         models: llm_models.
+        files: of the models, from the filter model_files.
     """
-    catalogue = {model["alias"]: model for model in models}
-    served = {alias for one in instances if one.get("gpus") for alias in aliases_of(one, catalogue)}
-    return [model for model in models if model["alias"] in served]
+    catalogue = {model["alias"]: model["file"] for model in models}
+    served = {
+        catalogue[alias] for one in instances if one.get("gpus") for alias in aliases_of(one, catalogue)
+    }
+    return [entry for entry in files if entry["part_of"] in served]
 
 
 def aliases_of(instance: dict[str, Any], catalogue: Iterable[str]) -> list[str]:
@@ -734,4 +739,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, Any]:
         """Return the filters by name."""
-        return {"models_on_gpus": models_on_gpus, "vram_fit": vram_fit, "vram_table": vram_table}
+        return {"files_on_gpus": files_on_gpus, "vram_fit": vram_fit, "vram_table": vram_table}

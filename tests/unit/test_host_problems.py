@@ -17,8 +17,18 @@ FACTS = {
     "architecture": "x86_64",
     "service_mgr": "systemd",
 }
+ENTRY = {
+    "file": "x.gguf",
+    "alias": "x",
+    "where": "llm_models[0] (alias x)",
+    "url": URL,
+    "link": False,
+    "sha256": HASH,
+    "size": 0,
+}
 WANTED = {
-    "models": [{"alias": "x", "file": "x.gguf", "url": URL, "sha256": HASH}],
+    "files": [ENTRY],
+    "lock": {},
     "instances": [{"name": "llamacpp", "port": 20080}],
     "supported_os": {"Debian": ["12", "13"], "Ubuntu": ["22.04", "24.04"]},
     "user": "llm",
@@ -41,7 +51,7 @@ HOST = {
     },
     "missing_files": [],
     "ids": {"name_of_uid": "", "name_of_gid": "", "uid_of_user": None, "gid_of_group": None},
-    "models": {"x.gguf": {"state": "absent", "size": 0}},
+    "models": {"x.gguf": {"state": "absent", "size": 0, "partial": 0, "source": None}},
 }
 SOURCES = {URL: {"problem": "", "size": 2 * GIB, "sha256": ""}}
 
@@ -156,8 +166,7 @@ def test_a_source_with_a_problem_names_the_model(problems):
 
 
 def test_a_file_of_the_hub_without_an_announced_sha256(problems):
-    models = [{"alias": "x", "file": "x.gguf", "url": URL}]
-    assert problems(wanted={"models": models}) == [
+    assert problems(wanted={"files": [{**ENTRY, "sha256": ""}]}) == [
         "llm_models[0] (alias x): https://huggingface.co announces no sha256 for this url;"
         " write what `sha256sum x.gguf` prints where the file is trusted,"
         " or `sha256: none` to waive the check"
@@ -170,8 +179,48 @@ def test_another_sha256_than_the_hub_announces(problems):
         f"llm_models[0] (alias x): sha256 expected {HASH}, but https://huggingface.co announces"
         f" {'b' * 64}; correct sha256, or pin the commit in the url"
     ]
-    waived = [{**WANTED["models"][0], "sha256": "none"}]
-    assert problems(wanted={"models": waived}, sources=sources) == []
+    for fine in ("none", "b" * 64, ""):
+        assert problems(wanted={"files": [{**ENTRY, "sha256": fine}]}, sources=sources) == []
+
+
+def test_another_sha256_than_the_lock_has_is_named_with_both_and_how_to_accept_it(problems):
+    sources = {URL: {"problem": "", "size": 1, "sha256": "b" * 64}}
+    assert problems(wanted={"lock": {URL: {"sha256": HASH, "size": 1}}}, sources=sources) == [
+        f"llm_models[0] (alias x): llm_models_lock has sha256 {HASH}, but https://huggingface.co now"
+        f" announces {'b' * 64}; pin the commit, or accept the new file by `make lock INVENTORY=…"
+        ' ARGS="-e lock_update=true"`'
+    ]
+
+
+def on_host(state="absent", size=0, partial=0, source=None):
+    """What the host says of the file."""
+    return {"models": {"x.gguf": {"state": state, "size": size, "partial": partial, "source": source}}}
+
+
+PATH_ENTRY = {**ENTRY, "url": "file:///mnt/my%20models/x.gguf"}
+
+
+@pytest.mark.parametrize(
+    ("link", "state", "missed"),
+    [(False, "absent", True), (False, "outdated", True), (False, "verified", False),
+     (True, "absent", True), (True, "verified", True)],
+)  # fmt: skip
+def test_a_path_that_is_not_on_the_host(problems, link, state, missed):
+    message = (
+        "llm_models[0] (alias x): path /mnt/my models/x.gguf is not a file on this host; mount its directory"
+        " there, or correct path"
+    )
+    found = problems(on_host(state), wanted={"files": [{**PATH_ENTRY, "link": link}]})
+    assert found == ([message] if missed else [])
+
+
+def test_a_linked_path_must_not_lead_out_of_its_directory(problems):
+    host = on_host(source={"size": 1, "leads_to": "/mnt/blobs/x"})
+    assert problems(host, wanted={"files": [PATH_ENTRY]}) == [], "it is copied"
+    assert problems(host, wanted={"files": [{**PATH_ENTRY, "link": True}]}) == [
+        "llm_models[0] (alias x): path /mnt/my models/x.gguf is itself a link out of its directory, which a"
+        " container could not follow; write path: /mnt/blobs/x"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -187,9 +236,10 @@ def test_another_sha256_than_the_hub_announces(problems):
     ],
 )
 def test_only_sources_that_are_needed_are_asked(state, sha256, asked):
-    models = [{"alias": "x", "file": "x.gguf", "url": URL, "sha256": sha256}] * 2
-    host = {"models": {"x.gguf": {"state": state, "size": 1}}}
-    assert urls_to_ask(models, host) == ([URL] if asked else [])
+    files = [{**ENTRY, "sha256": sha256}] * 2
+    assert urls_to_ask(files, on_host(state, size=1)) == ([URL] if asked else [])
+    for path in ("file:///mnt/x.gguf", "controller:///srv/x.gguf"):
+        assert urls_to_ask([{**ENTRY, "url": path}], on_host(state)) == [], "no server has it"
 
 
 def test_too_little_space_on_one_file_system_for_models_and_image_together(problems):
@@ -224,12 +274,43 @@ def test_space_is_counted_per_file_system(problems):
     ],
 )
 def test_space_is_asked_only_for_what_is_still_to_be_written(problems, state, size, enough):
-    host = {
-        "models": {"x.gguf": {"state": state, "size": size}},
-        "image_present": True,
-        "space": {"/models": {"parent": "/models", "device": 1, "free": 0}},
-    }
-    assert (problems(host) == []) is enough
+    assert (problems(on_host(state, size) | NO_SPACE) == []) is enough
+
+
+NO_SPACE = {"image_present": True, "space": {"/models": {"parent": "/models", "device": 1, "free": 0}}}
+
+
+def test_of_an_unfinished_download_only_the_rest_needs_space(problems):
+    space = {"/models": {"parent": "/models", "device": 1, "free": GIB}}
+    assert problems({**on_host(partial=GIB // 2), **NO_SPACE, "space": space}) == [
+        "too little space for /models: needed 2.5 GiB (rest of model x.gguf 1.5 GiB, head-room"
+        " (preflight_headroom_bytes) 1.0 GiB), free 1.0 GiB; free some, or choose another llm_models_dir"
+    ]
+    for rest in (2 * GIB, 3 * GIB):
+        assert problems({**on_host(partial=rest), **NO_SPACE}) == [], "never less than nothing"
+
+
+def test_the_lock_tells_the_size_that_a_source_does_not(problems):
+    silent = {URL: {"problem": "", "size": 0, "sha256": ""}}
+    assert problems(NO_SPACE, sources=silent) == []
+    assert (
+        "model x.gguf 3.0 GiB"
+        in problems(NO_SPACE, wanted={"files": [{**ENTRY, "size": 3 * GIB}]}, sources=silent)[0]
+    )
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_path_on_the_host_needs_space_when_it_is_copied(problems, link):
+    host = on_host(source={"size": 3 * GIB, "leads_to": ""}) | NO_SPACE
+    found = problems(host, wanted={"files": [{**PATH_ENTRY, "link": link}]})
+    assert ["model x.gguf 3.0 GiB" in line for line in found] == ([] if link else [True])
+
+
+def test_a_file_of_the_controller_needs_the_space_it_has_there(problems, tmp_path):
+    with open(tmp_path / "a b.gguf", "wb") as file:
+        file.truncate(3 * GIB)
+    entry = {**ENTRY, "url": f"controller://{tmp_path}/a%20b.gguf"}
+    assert "model x.gguf 3.0 GiB" in problems(NO_SPACE, wanted={"files": [entry]})[0]
 
 
 def test_all_problems_are_reported_together(problems):

@@ -69,6 +69,20 @@ def test_settings_of_a_model_win_over_the_defaults():
     ]
 
 
+def test_settings_of_side_files_are_their_paths_in_the_container():
+    sides = [
+        {"setting": "clip_model_path", "file": "mmproj.gguf", "url": "https://m.example/p.gguf"},
+        {"setting": "lora_path", "file": "lora.gguf", "path": "/mnt/l.gguf", "link": True},
+    ]
+    models = [{"alias": "a", "file": "a.gguf", "settings": {"n_ctx": 1}, "side_files": sides}]
+    (entry,) = llm_config({"name": "x", "port": 1}, models)["models"]
+    same_text(
+        entry,
+        """{"model": "/llamacpp/model/a.gguf", "model_alias": "a", "n_ctx": 1,
+            "clip_model_path": "/llamacpp/model/mmproj.gguf", "lora_path": "/llamacpp/model/lora.gguf"}""",
+    )
+
+
 def test_two_models_may_share_one_file():
     models = [{"alias": "a", "file": "x.gguf"}, {"alias": "b", "file": "x.gguf"}]
     config = llm_config({"name": "x", "port": 1}, models)

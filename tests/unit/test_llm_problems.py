@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from llm_problems import Origin, llm_known_variables, llm_problems
+from model_files import model_files
 
 HASH = "a" * 64
 MODEL = {"alias": "gemma3", "file": "g.gguf", "url": "https://m.example/g.gguf", "sha256": HASH}
@@ -74,11 +75,12 @@ M = "llm_models[0] (alias gemma3)"
         ([model(alais="x")], f"{M}: alais is not a key here; did you mean alias?"),
         (
             [model(zzz=1)],
-            f"{M}: zzz is not a key here; valid are alias, file, url, sha256, settings",
+            f"{M}: zzz is not a key here; valid are alias, file, url, hf, path, controller_path, link,"
+            " sha256, side_files, settings",
         ),
         ([model(alias=...)], "llm_models[0]: alias is missing; it must be given"),
         ([model(file=...)], f"{M}: file is missing; it must be given"),
-        ([model(url=...)], f"{M}: url is missing; it must be given"),
+        ([model(url=...)], f"{M}: a source is missing; give one of url, hf, path, controller_path"),
         (
             [model(alias=3)],
             "llm_models[0]: alias is 3 (integer);"
@@ -117,12 +119,12 @@ M = "llm_models[0] (alias gemma3)"
         (
             [MODEL, model(alias="b", url="https://other.example/g.gguf")],
             "llm_models[1] (alias b): file g.gguf is also that of llm_models[0], but with another"
-            " url; models that share a file need the same url and sha256",
+            " url; models that share a file need the same source and sha256",
         ),
         (
             [MODEL, model(alias="b", sha256="none")],
             "llm_models[1] (alias b): file g.gguf is also that of llm_models[0], but with another"
-            " sha256; models that share a file need the same url and sha256",
+            " sha256; models that share a file need the same source and sha256",
         ),
         (
             [model(url="ftp://user:secret@m.example/g.gguf")],
@@ -259,6 +261,217 @@ def test_the_hub_needs_no_sha256(problems):
 
 def test_two_models_may_share_one_file(problems):
     assert problems(models=[MODEL, model(alias="b", sha256=HASH.upper())]) == []
+
+
+HUB = {"repository": "owner/name", "revision": "main", "file": "g.gguf"}
+SPLIT = "g-00001-of-00003.gguf"
+SPLIT_URL = f"https://m.example/{SPLIT}"
+
+
+def from_(**changes):
+    """A good model that comes from somewhere else than its url."""
+    return model(url=..., **changes)
+
+
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        (
+            [model(path="/mnt/g.gguf")],
+            f"{M}: url and path are each a source, and a file has one; keep one of them",
+        ),
+        ([from_(hf="owner/name")], f'{M}: hf is "owner/name" (string); it must be a dictionary'
+         " (repository, revision, file)"),
+        ([from_(hf={})], f"{M}: hf: repository is missing; it must be given"),
+        ([from_(hf={**HUB, "branch": "x"})], f"{M}: hf: branch is not a key here;"
+         " valid are repository, revision, file"),
+        ([from_(hf={**HUB, "repository": "name"})], f'{M}: hf: repository "name" must be OWNER/NAME,'
+         " as on the hub's page"),
+        ([from_(hf={**HUB, "repository": "https://huggingface.co/o/n"})],
+         f'{M}: hf: repository "https://huggingface.co/o/n" must be OWNER/NAME, as on the hub\'s page'),
+        ([from_(hf={**HUB, "revision": 1234567})], f"{M}: hf: revision is 1234567 (integer);"
+         " it must be a string without spaces around it; write it in quotes"),
+        ([from_(hf={**HUB, "revision": "../main"})], f'{M}: hf: revision "../main" must be a commit'
+         " (40 hexadecimal digits), a branch or a tag"),
+        ([from_(hf={**HUB, "revision": "main?x"})], f'{M}: hf: revision "main?x" must be a commit'
+         " (40 hexadecimal digits), a branch or a tag"),
+        ([from_(hf={**HUB, "file": "/g.gguf"})], f'{M}: hf: file "/g.gguf" must be a path in the repository,'
+         " like directory/file.gguf"),
+        ([from_(path="mnt/g.gguf")], f'{M}: path "mnt/g.gguf" must be an absolute path on the host'),
+        ([from_(path=3)], f"{M}: path is 3 (integer); it must be a string without spaces around it;"
+         " write it in quotes"),
+        ([from_(path="/mnt/g.gguf", sha256=...)], f"{M}: sha256 is missing, and only"
+         f" https://huggingface.co announces that of its files; {LONG}"),
+        ([from_(controller_path="/no/g.gguf")], f"{M}: controller_path /no/g.gguf is not a file on this"
+         " machine, which runs Ansible; put it there, or correct controller_path"),
+        ([model(link=True)], f"{M}: link needs path, a file on the host; other sources are always copied,"
+         " so leave it out"),
+        ([from_(path="/mnt/g.gguf", link="yes")], f'{M}: link is "yes" (string); it must be true or false'),
+        ([from_(path="/mnt/a,b/g.gguf", link=True)], f'{M}: path "/mnt/a,b/g.gguf" has characters that a'
+         " mount option cannot have; rename it, or leave link out"),
+        ([model(sha256=[HASH])], f"{M}: sha256 is a list, but the file is not split; write one string"),
+        ([model(file=SPLIT, url=SPLIT_URL, sha256=[HASH])], f"{M}: sha256 has 1 entries, but the model is"
+         " split into 3 parts; write one for each, in their order"),
+        ([model(file=SPLIT, url=SPLIT_URL)], f"{M}: sha256 is one string, but the model is split into 3"
+         " parts; write a list with one for each, or `sha256: none` to waive the check"),
+        ([model(file=SPLIT, url=SPLIT_URL, sha256=[HASH, "x", "none"])], f"{M}: sha256 x is not 64"
+         f" hexadecimal digits (it has 1 characters); {LONG.replace('g.gguf', SPLIT)}"),
+        ([model(file=SPLIT, sha256="none")], f"{M}: file {SPLIT} is split, but url lacks"
+         " -00001-of-00003.gguf, from which those of the other parts follow; correct url or file"),
+        ([model(file=SPLIT, url="https://m.example/g-00001-of-00004.gguf", sha256="none")],
+         f"{M}: file {SPLIT} is split, but url lacks -00001-of-00003.gguf,"
+         " from which those of the other parts follow; correct url or file"),
+        ([from_(file=SPLIT, hf=HUB, sha256="none")], f"{M}: file {SPLIT} is split, but hf.file lacks"
+         " -00001-of-00003.gguf, from which those of the other parts follow; correct hf.file or file"),
+        ([model(url=SPLIT_URL)], f"{M}: url is part of a split model, but file g.gguf lacks"
+         " -00001-of-00003.gguf, by which the server finds the other parts; correct file"),
+        ([model(file="g-00002-of-00003.gguf", url="https://m.example/g-00002-of-00003.gguf", sha256="none")],
+         f"{M}: file g-00002-of-00003.gguf is a later part of a split model; name the first one, {SPLIT}"),
+    ],
+)  # fmt: skip
+def test_each_problem_of_a_source_has_its_message(problems, models, message):
+    assert problems(models=models) == [message]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"hf": {"repository": "owner/name"}, "sha256": ...},
+        {"hf": {**HUB, "revision": "refs/pr/1", "file": "a directory/g.gguf"}, "sha256": ...},
+        {"hf": {**HUB, "revision": "0" * 40}},
+        {"path": "/mnt/models/g.gguf"},
+        {"path": "/mnt/my models/g.gguf", "link": False, "sha256": "none"},
+        {"path": "/mnt/models/g.gguf", "link": True},
+    ],
+)
+def test_every_source_may_be_given(problems, source):
+    assert problems(models=[from_(**source)]) == []
+
+
+@pytest.mark.parametrize("sha256", [[HASH, HASH.upper(), "none"], "none"])
+def test_a_split_model_has_a_sha256_for_each_part_or_waives_them(problems, sha256):
+    assert problems(models=[model(file=SPLIT, url=SPLIT_URL, sha256=sha256)]) == []
+    assert problems(models=[from_(file=SPLIT, hf={"repository": "o/n"}, sha256=...)]) == []
+
+
+def test_each_part_of_a_model_is_on_the_controller(problems, tmp_path, monkeypatch):
+    for part in (1, 2):
+        (tmp_path / f"g-0000{part}-of-00003.gguf").touch()
+    monkeypatch.chdir(tmp_path)
+    relative = [from_(file=SPLIT, controller_path=SPLIT, sha256="none")]
+    assert problems(models=relative) == [
+        f"{M}: controller_path {tmp_path}/g-00003-of-00003.gguf is not a file on this machine, which runs"
+        " Ansible; put it there, or correct controller_path"
+    ]
+    (tmp_path / "g-00003-of-00003.gguf").touch()
+    assert problems(models=relative) == []
+
+
+SIDE = {"setting": "clip_model_path", "file": "mmproj.gguf", "path": "/mnt/mmproj.gguf", "sha256": HASH}
+S = f"{M} side_files[0]"
+
+
+def side(**changes):
+    """A good model with a side file that is changed; ... takes a key away."""
+    changed = {key: value for key, value in {**SIDE, **changes}.items() if value is not ...}
+    return model(side_files=[changed])
+
+
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        ([model(side_files={"file": "x.gguf"})], f"{M}: side_files is {{'file': 'x.gguf'}} (dictionary); it"
+         " must be a list of dictionaries (setting, file, url, …)"),
+        ([model(side_files=["mmproj.gguf"])], f"{S}: must be a dictionary (setting, file, url, …), not"
+         ' "mmproj.gguf" (string)'),
+        ([side(setting=...)], f"{S}: setting is missing; it must be given"),
+        ([side(alias="x")], f"{S}: alias is not a key here; valid are setting, file, url, hf, path,"
+         " controller_path, link, sha256"),
+        ([side(setting="clip_path")], f"{S}: setting clip_path is no setting of llama_cpp.server 0.3.36 that"
+         " takes a path; did you mean clip_model_path or lora_path?"),
+        ([side(setting="n_ctx")], f"{S}: setting n_ctx is no setting of llama_cpp.server 0.3.36 that takes a"
+         " path; valid are rpc_servers, lora_base, lora_path, chat_format, clip_model_path,"
+         " hf_tokenizer_config_path, hf_pretrained_model_name_or_path, hf_model_repo_id, draft_model"),
+        ([side(setting="model")], f"{S}: setting model must not be set: it follows from the model's file"),
+        ([side(file="mmproj.bin")], f"{S}: file mmproj.bin must end in .gguf; the server reads no other"
+         " format"),
+        ([side(path=...)], f"{S}: a source is missing; give one of url, hf, path, controller_path"),
+        ([side(sha256=...)], f"{S}: sha256 is missing, and only https://huggingface.co announces that of its"
+         f" files; {LONG.replace('g.gguf', 'mmproj.gguf')}"),
+        ([{**side(), "settings": {"clip_model_path": "/x"}}], f"{S}: setting clip_model_path is already in"
+         " settings of this model; give it once"),
+        ([model(side_files=[SIDE, SIDE])], f"{M} side_files[1]: setting clip_model_path is already in"
+         " side_files[0] of this model; give it once"),
+        ([side(file="g.gguf", sha256="none")], f"{S}: file g.gguf is also that of llm_models[0], but with"
+         " another url and another path and another sha256; models that share a file need the same source and"
+         " sha256"),
+    ],
+)  # fmt: skip
+def test_each_problem_of_a_side_file_has_its_message(problems, models, message):
+    assert problems(models=models) == [message]
+
+
+def test_models_may_share_a_side_file(problems):
+    assert problems(models=[side(), {**side(), "alias": "b"}]) == []
+
+
+def test_a_later_part_of_a_split_model_counts_as_its_file(problems):
+    shared = model(file=SPLIT, url=SPLIT_URL, sha256=[HASH, HASH, "b" * 64])
+    other = {**shared, "alias": "b", "sha256": [HASH, HASH, "c" * 64]}
+    assert problems(models=[shared, {**shared, "alias": "b"}]) == []
+    assert problems(models=[shared, other]) == [
+        "llm_models[1] (alias b): file g-00003-of-00003.gguf is also that of llm_models[0], but with another"
+        " sha256; models that share a file need the same source and sha256"
+    ]
+
+
+def test_what_the_lock_has_needs_no_sha256(problems):
+    locked = {"sha256": HASH, "size": 1}
+    lock = {MODEL["url"]: locked, **{SPLIT_URL.replace("00001", f"0000{n}"): locked for n in (1, 2)}}
+    assert problems(models=[model(sha256=...)], lock=lock) == []
+    split = [model(file=SPLIT, url=SPLIT_URL, sha256=...)]
+    assert len(problems(models=split, lock=lock)) == 1
+    lock[SPLIT_URL.replace("00001", "00003")] = locked
+    assert problems(models=split, lock=lock) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"url": "https://huggingface.co/o/n/resolve/main/g.gguf?download=true"},
+        {"hf": {"repository": "o/n"}},
+        {"hf": {"repository": "o/n", "revision": "refs/pr/1", "file": "a b/ü.gguf"}},
+        {"hf": {"repository": "o/n", "file": f"x/{SPLIT}"}, "file": SPLIT},
+    ],
+)
+def test_another_sha256_than_in_the_lock_is_named_with_both(problems, source):
+    entry = {"alias": "gemma3", "file": "g.gguf", **source}
+    *_, last = model_files([entry])
+    lock = {last["url"]: {"sha256": "b" * 64, "size": 1}}
+    count = 3 if source.get("file") else 1
+    assert problems(models=[entry], lock=lock) == []
+    for sha256 in (HASH, "none", "b" * 64):
+        found = problems(models=[{**entry, "sha256": [sha256] * count if count > 1 else sha256}], lock=lock)
+        assert found == [
+            f"{M}: sha256 {HASH} is not that of llm_models_lock, which has {'b' * 64} for {last['url']};"
+            " correct it, or leave it to the lock"
+        ] * (sha256 == HASH)
+
+
+@pytest.mark.parametrize(
+    ("lock", "message"),
+    [
+        ([], "llm_models_lock: must be a dictionary (url: {sha256, size}), not [] (list); run `make lock`,"
+         " which writes it"),
+        ({"https://a:b@m.example/g": HASH}, f'llm_models_lock: https://m.example/g has "{HASH[:56]}…'
+         " (string); it must have sha256 (64 hexadecimal digits) and size (bytes); run `make lock`,"
+         " which writes it"),
+        ({"u": {"sha256": HASH}}, f"llm_models_lock: u has {{'sha256': '{HASH[:45]}… (dictionary); it"
+         " must have sha256 (64 hexadecimal digits) and size (bytes); run `make lock`, which writes it"),
+    ],
+)  # fmt: skip
+def test_each_problem_of_the_lock_has_its_message(problems, lock, message):
+    assert problems(lock=lock) == [message]
 
 
 @pytest.mark.parametrize(
@@ -543,11 +756,15 @@ def test_no_variable_of_the_project_looks_like_a_misspelled_one(group_vars):
 
 def test_whatever_is_written_gives_messages_and_never_a_crash(problems):
     junk = [None, True, 0, -1, 1.5, "", "x", "\n", [], ["x"], [[]], {}, {"x": 1}, {1: {2: None}}]
-    keys = ["alias", "file", "url", "sha256", "settings", "name", "port", "gpus", "models", 7]
+    keys = ["alias", "file", "url", "hf", "path", "controller_path", "link", "sha256", "side_files"]
+    keys += ["setting", "settings", "repository", "name", "port", "gpus", "models", 7]
     for value in junk:
         entry = dict.fromkeys(keys, value)
         settings = {name: value for name in ("n_ctx", "chat_format", "port", "numa", 7, None)}
-        for models, instances in ((value, value), ([value], [value]), ([entry] * 2, [entry] * 2)):
-            found = problems(models=models, instances=instances, server=value, defaults=settings)
+        nested = {**entry, "side_files": [entry, value], "hf": entry}
+        for models, instances in ((value, value), ([value], [value]), ([entry, nested], [entry] * 2)):
+            found = problems(
+                models=models, instances=instances, server=value, defaults=settings, lock={"x": value}
+            )
             assert found
             assert all(isinstance(line, str) and "\n" not in line for line in found)

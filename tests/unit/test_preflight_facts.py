@@ -98,18 +98,52 @@ def test_states_of_model_files(tmp_path):
     for name in ("verified", "outdated"):
         gguf.write_record(str(tmp_path / f"{name}.gguf"), hashes[name], "https://m.example/x")
     models = [
-        {"file": "absent.gguf", "url": "u"},
-        {"file": "verified.gguf", "url": "https://m.example/x"},
+        {"file": "absent.gguf", "url": "u", "sha256": ""},
+        {"file": "verified.gguf", "url": "https://m.example/x", "sha256": ""},
         {"file": "outdated.gguf", "url": "https://m.example/x", "sha256": "0" * 64},
         {"file": "unverified.gguf", "url": "u", "sha256": "none"},
     ]
     states = preflight_facts.model_states(models, str(tmp_path))
+    rest = {"partial": 0, "source": None}
     assert states == {
-        "absent.gguf": {"state": "absent", "size": 0},
-        "verified.gguf": {"state": "verified", "size": 24},
-        "outdated.gguf": {"state": "outdated", "size": 24},
-        "unverified.gguf": {"state": "unverified", "size": 24},
+        "absent.gguf": {"state": "absent", "size": 0, **rest},
+        "verified.gguf": {"state": "verified", "size": 24, **rest},
+        "outdated.gguf": {"state": "outdated", "size": 24, **rest},
+        "unverified.gguf": {"state": "unverified", "size": 24, **rest},
     }
+
+
+def test_of_an_unfinished_download_only_what_is_on_disk_counts(tmp_path):
+    (tmp_path / ".partial").mkdir()
+    with open(tmp_path / ".partial/x.gguf", "wb") as file:
+        file.write(b"x" * 2**20)
+        file.truncate(2**30)  # the rest is a hole
+        os.fsync(file.fileno())
+    states = preflight_facts.model_states([{"file": "x.gguf", "url": "u", "sha256": ""}], str(tmp_path))
+    assert 2**20 <= states["x.gguf"]["partial"] < 2**21
+
+
+def test_a_path_on_the_host_is_looked_at(tmp_path):
+    (tmp_path / "my models").mkdir()
+    (tmp_path / "x.gguf").write_bytes(b"12345")
+    names = {name: tmp_path / "my models" / name for name in ("plain", "beside", "outside", "dangling")}
+    names["plain"].write_bytes(b"123")
+    names["beside"].symlink_to("plain")
+    names["outside"].symlink_to("../x.gguf")
+    names["dangling"].symlink_to("gone")
+    found = {
+        name: preflight_facts.host_source(f"file://{tmp_path}/my%20models/{name}")
+        for name in (*names, "absent", "")
+    }
+    assert found == {
+        "plain": {"size": 3, "leads_to": ""},
+        "beside": {"size": 3, "leads_to": ""},
+        "outside": {"size": 5, "leads_to": str(tmp_path / "x.gguf")},
+        "dangling": None,
+        "absent": None,
+        "": None,
+    }
+    assert preflight_facts.host_source(f"controller://{tmp_path}/x.gguf") is None
 
 
 @pytest.fixture

@@ -104,6 +104,26 @@ def test_a_second_instance_gets_the_shared_models_under_its_own_directory(render
     assert "src=/home/llm/llamacpp/model,dst=/llamacpp/model,readonly" in unit
 
 
+def test_linked_models_are_mounted_at_their_own_path_and_waited_for(render):
+    models = [
+        {"alias": name, "file": f"{name}.gguf", "path": f"{directory}/{name}.gguf", "link": link}
+        for name, directory, link in (
+            ("a", "/mnt/nfs/models", True),
+            ("b", "/srv/models", True),
+            ("copied", "/srv/copied", False),
+            ("of-another-instance", "/srv/other", True),
+        )
+    ]
+    instance = {"name": "one", "port": 20080, "models": ["a", "b", "copied"]}
+    _, unit = render(llm_models=models, llm_instances=[instance])
+    run = next(line for line in unit.replace("\\\n", "").splitlines() if line.startswith("ExecStart="))
+    for directory in ("/mnt/nfs/models", "/srv/models"):
+        assert f" --mount=type=bind,src={directory},dst={directory},readonly " in run
+    assert "\nRequiresMountsFor=/mnt/nfs/models /srv/models\n" in unit
+    assert "/srv/copied" not in unit
+    assert "/srv/other" not in unit
+
+
 @pytest.mark.parametrize(
     ("gpus", "mode", "option"),
     [

@@ -440,10 +440,14 @@ def test_a_wrong_type_of_the_cache_is_left_to_the_engine(table):
 
 
 def test_only_headers_of_models_on_gpus_are_read():
+    files = [
+        {"file": file, "part_of": part_of}
+        for file, part_of in (("v.gguf", "v.gguf"), ("k.gguf", "k.gguf"), ("k2", "k.gguf"), ("side", "side"))
+    ]
     instances = [instance("cpu", []), instance("gpu", [0], "karakuri-8x7b")]
-    assert vram.models_on_gpus(instances, MODELS) == [MODELS[1]]
-    assert vram.models_on_gpus([instance("gpu", "all")], MODELS) == MODELS
-    assert vram.models_on_gpus([instance("cpu", [])], MODELS) == []
+    assert vram.files_on_gpus(instances, MODELS, files) == files[1:3]
+    assert vram.files_on_gpus([instance("gpu", "all")], MODELS, files) == files[:3]
+    assert vram.files_on_gpus([instance("cpu", [])], MODELS, files) == []
 
 
 def test_the_page_has_the_table_of_the_reference_deployment():
