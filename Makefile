@@ -10,6 +10,9 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 # Ansible insists on UTF-8, and the scripts read messages of other programs.
 export LC_ALL := C.UTF-8
 
+inventory_is_given = test -n "$(INVENTORY)" || \
+	{ echo "Say which hosts: make $@ INVENTORY=path/to/inventory (inventory/example is one to copy)." >&2; exit 1; }
+
 .PHONY: help
 help:
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 26
@@ -36,8 +39,13 @@ lint: .venv/.tests ## everything that can be told without running the project
 
 .PHONY: deploy
 deploy: .venv/.controller ## run site.yml on your hosts: make deploy INVENTORY=inventory/yours [ARGS="--check --diff"]
-	@test -n "$(INVENTORY)" || { echo "Say which hosts: make deploy INVENTORY=path/to/inventory (inventory/example is one to copy)." >&2; exit 1; }
+	@$(inventory_is_given)
 	@ansible-playbook -i $(INVENTORY) site.yml $(ARGS)
+
+.PHONY: lock
+lock: .venv/.controller ## write down the sha256 of your models, as the hub announces it: make lock INVENTORY=inventory/yours
+	@$(inventory_is_given)
+	@ansible-playbook -i $(INVENTORY) lock.yml $(ARGS)
 
 # Stamps: the environment is brought up to date when the pinned requirements change.
 .venv/.controller: requirements.txt
