@@ -177,11 +177,12 @@ class Report:
                 self._write()
 
     def _write(self):
-        temporary = f"{self._path}.new"
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(self._files, file)
-        os.replace(temporary, self._path)
         self._written = time.monotonic()
+        # On a full disk there are worse troubles, which have their own words.
+        with contextlib.suppress(OSError):
+            with open(f"{self._path}.new", "w", encoding="utf-8") as file:
+                json.dump(self._files, file)
+            os.replace(f"{self._path}.new", self._path)
 
 
 class Fetch:
@@ -464,8 +465,8 @@ class Fetch:
                 " look at the disk and the file system of llm_models_dir"
             )
         status = STATUS.search(reason)
-        if status and status.group(1) == "416" and self._fruitless:
-            # It does not have what we want to go on with.
+        if "segment file" in reason or (status and status.group(1) == "416" and self._fruitless):
+            # A full disk has cut off aria2's notes, or the source does not have what is to come next.
             self._discard()
         problem = status_problem(int(status.group(1))) if status else ""
         raise Broken(problem or f"breaks off (aria2: {reason or code})")
@@ -603,8 +604,10 @@ def all_of(fetches, at_once, stop, work):
         try:
             if not stop.is_set():
                 work(fetch)
-        except (Failed, Refused, OSError) as error:
+        except (Failed, Refused) as error:
             problems[fetch.file] = str(error)
+        except OSError as error:
+            problems[fetch.file] = f"{fetch.file}: {error}"
         except Stopped:
             pass
 

@@ -314,7 +314,7 @@ class TestGoesOn:
         def killed(path):
             raise OSError("killed while it was verified")
 
-        assert host.fetch(wanted, own=killed)[1] == ["killed while it was verified"]
+        assert host.fetch(wanted, own=killed)[1] == ["x.gguf: killed while it was verified"]
         assert host.leftovers() == ["x.gguf", "x.gguf.source"]
         host.fetch(wanted)
         assert len(host.aria2.calls()) == 1
@@ -456,6 +456,12 @@ class TestPatience:
         refused = {**HALF, "lines": [reason("The response status is not successful. status=416")], "exit": 22}
         host.fetch(offer(HALF, refused, refused, {}), attempts=5)
         assert host.aria2.found() == [None, HALF["upto"], HALF["upto"], None]
+        assert host.read() == GOOD
+
+    def test_begins_anew_when_a_full_disk_has_cut_off_aria2s_notes(self, host, offer):
+        cut_off = {**HALF, "lines": [reason("Failed to read from the segment file x.gguf.aria2")], "exit": 1}
+        host.fetch(offer(HALF, cut_off, {}))
+        assert host.aria2.found() == [None, HALF["upto"], None]
         assert host.read() == GOOD
 
     def test_is_of_no_use_on_a_full_disk(self, host, offer, monkeypatch):
