@@ -232,26 +232,26 @@ def test_a_second_instance_runs_beside_the_first_which_is_not_touched(host, play
 
 
 def test_a_server_that_cannot_start_fails_the_play_with_its_last_lines(host, play, untouched, demo_variables):
-    # A file that ends in the middle: valid magic, so only loading it shows that it is broken.
+    # A whole file of an architecture that the engine does not know: only loading it shows that.
     good = demo_variables["llm_models"][0]
+    odd, record = "/home/llm/llamacpp/model/odd.gguf", "/home/llm/llamacpp/model/.odd.gguf.verified"
     host.check_output(
-        "head --bytes=1000000 /home/llm/llamacpp/model/%s > /home/llm/llamacpp/model/half.gguf",
-        good["file"],
+        "LC_ALL=C sed '0,/llama/s/llama/lamma/' /home/llm/llamacpp/model/%s > %s", good["file"], odd
     )
-    half = {**good, "alias": "half", "file": "half.gguf", "sha256": "none"}
+    model = {**good, "alias": "odd", "file": "odd.gguf", "sha256": "none"}
     run = play(
-        llm_models=[*demo_variables["llm_models"], half],
+        llm_models=[*demo_variables["llm_models"], model],
         llm_instances=[
             TWO_INSTANCES[0],
-            {"name": "broken", "port": 20081, "gpus": [], "models": ["half"]},
+            {"name": "broken", "port": 20081, "gpus": [], "models": ["odd"]},
         ],
     )
     remove_instance(host, "broken")
-    host.check_output("rm /home/llm/llamacpp/model/half.gguf /home/llm/llamacpp/model/.half.gguf.verified")
+    host.check_output("rm %s %s", odd, record)
     assert run.rc != 0
     error = run.output.split("fatal:")[-1]
     assert "broken did not become ready" in error
-    assert "half.gguf" in error
+    assert "odd.gguf" in error
 
 
 def test_the_port_is_published_as_the_inventory_says(container):
