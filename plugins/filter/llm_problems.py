@@ -15,7 +15,6 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 import yaml
-from jsonschema import Draft202012Validator
 
 try:  # where a value was written; ansible-core 2.19 and later
     from ansible._internal._datatag._tags import Origin
@@ -265,8 +264,7 @@ class _Settings:
         """Yield the problem of one setting's value."""
         if any(value == also and not isinstance(value, bool) for also in ALSO_VALID.get(key, ())):
             return
-        # A copy without Ansible's own types: jsonschema compares some of them by identity of type.
-        if not Draft202012Validator({**schema, "$defs": definitions}).is_valid(_plain(value)):
+        if not _fits(value, schema, definitions):
             hint = _unquoted(value, schema, definitions)
             yield _line(value, f"{shown} is {_got(value)}; it must be {_wanted(schema)}{hint}", key)
         elif key == "chat_format" and value is not None:
@@ -953,6 +951,15 @@ def _wanted(schema: dict[str, Any]) -> str:
     return " of ".join([words, " and ".join(bounds)]) if bounds else words
 
 
+def _fits(value: object, schema: dict[str, Any], definitions: dict[str, Any]) -> bool:
+    """Whether a value is valid under a schema."""
+    # Here and not above: Ansible imports every filter for every task, and this import takes half a second.
+    from jsonschema import Draft202012Validator
+
+    # A copy without Ansible's own types: jsonschema compares some of them by identity of type.
+    return Draft202012Validator({**schema, "$defs": definitions}).is_valid(_plain(value))
+
+
 def _unquoted(value: object, schema: dict[str, Any], definitions: dict[str, Any]) -> str:
     """Return the hint that a value is right but for its quotes, or nothing."""
     if not isinstance(value, str):
@@ -961,7 +968,7 @@ def _unquoted(value: object, schema: dict[str, Any], definitions: dict[str, Any]
         meant = yaml.safe_load(value)
     except yaml.YAMLError:
         return ""
-    if isinstance(meant, str) or not Draft202012Validator({**schema, "$defs": definitions}).is_valid(meant):
+    if isinstance(meant, str) or not _fits(meant, schema, definitions):
         return ""
     return "; write it without quotes"
 
