@@ -43,10 +43,17 @@ def test_refuses_a_gated_repository_to(fetch, host, token):
 
 
 class Seen(NamedTuple):
-    """A finished play, and what the host's processes showed of themselves while it ran."""
+    """A finished play; what processes on the host showed while it ran, and which files held the token."""
 
     play: Play
     processes: str
+    files: str
+
+
+def token_in_files(host):
+    """The names of the files on the host that hold the token."""
+    places = f"/root/.ansible /root/.ansible_async /tmp /var/tmp /etc {MODELS}"
+    return host.run(f"find {places} -type f -not -name '*.gguf' -exec grep -l {TOKEN} {{}} +").stdout
 
 
 class TestToken:
@@ -63,12 +70,13 @@ class TestToken:
             llm_hub_token=TOKEN,
         )
         wait_until(lambda: hub.sent("model-slow.gguf") > 0 or not run.runs, "the first byte")
+        files = token_in_files(host)
         processes = ""
         while run.runs:
             # Not grep with the token as its argument: it would find itself.
             processes += host.run("cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ | tr '\\0' ' '").stdout
             time.sleep(0.5)
-        return Seen(run.finish(), processes)
+        return Seen(run.finish(), processes, files)
 
     def test_opens_a_gated_repository(self, seen, sha256, in_place):
         assert seen.play.rc == 0, seen.play.output
@@ -88,11 +96,9 @@ class TestToken:
         lines = seen.play.output.splitlines()
         assert not [line for line in lines if TOKEN in line and not line.startswith("ansible-playbook ")]
 
-    @pytest.mark.usefixtures("seen")
-    def test_is_in_no_file_and_no_log_on_the_host(self, host):
-        places = f"/root/.ansible /root/.ansible_async /tmp /var/tmp /etc {MODELS}"
-        found = host.run(f"find {places} -type f -not -name '*.gguf' -exec grep -l {TOKEN} {{}} +")
-        assert found.stdout == ""
+    def test_is_in_no_file_and_no_log_on_the_host(self, seen, host):
+        assert seen.files == ""
+        assert token_in_files(host) == ""
         assert TOKEN not in host.check_output("journalctl --no-pager -o cat")
 
     def test_progress_is_seen_meanwhile(self, seen):
