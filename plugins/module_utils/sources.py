@@ -18,6 +18,13 @@ from ansible.module_utils.urls import ConnectionError as UrlsConnectionError
 from ansible.module_utils.urls import open_url
 
 HUB_URL = "https://huggingface.co"
+# Options of every module that asks the hub; plugins/doc_fragments/hub.py documents them.
+HUB_ARGUMENTS = {
+    "hub_url": {"type": "str", "default": HUB_URL},
+    "mirror_url": {"type": "str", "default": ""},
+    "token": {"type": "str", "default": "", "no_log": True},
+    "timeout": {"type": "int", "default": 30},
+}
 
 MAX_REDIRECTS = 10
 # Pre-signed addresses and simple servers know GET only.
@@ -63,6 +70,11 @@ class Hub:
         self._url = url.rstrip("/") + "/"
         self._asked = (mirror_url or url).rstrip("/") + "/"
         self._token = token
+
+    @classmethod
+    def of(cls, options):
+        """Return the hub that a module's parameters (dict, see HUB_ARGUMENTS) tell of."""
+        return cls(options["hub_url"], options["mirror_url"], options["token"])
 
     def has(self, url):
         """Whether a url (str) of the catalogue is one of the hub's."""

@@ -28,18 +28,6 @@ options:
     description: Directory of the model files.
     type: path
     required: true
-  hub_url:
-    description: Address of the model hub.
-    type: str
-    default: https://huggingface.co
-  mirror_url:
-    description: Address of a mirror that is asked in place of the hub; empty for none.
-    type: str
-    default: ""
-  token:
-    description: Bearer token for gated repositories; only the hub, or its mirror, is told.
-    type: str
-    default: ""
   ca_bundle:
     description: Path of a PEM bundle to trust besides the host's own; empty for none.
     type: str
@@ -73,7 +61,7 @@ options:
     description: Seconds between two lines of progress in the output of the play.
     type: int
     default: 15
-extends_documentation_fragment: [ansible.builtin.files]
+extends_documentation_fragment: [ansible.builtin.files, hub]
 author: ansible-llamacpp
 """
 
@@ -114,7 +102,7 @@ from urllib.parse import urlsplit
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.gguf import WAIVED, printable_url
-from ansible.module_utils.sources import HUB_URL, Hub, ask, status_problem
+from ansible.module_utils.sources import HUB_ARGUMENTS, Hub, ask, status_problem
 from ansible.module_utils.store import Refused, install, install_link, look, source_path
 
 # aria2's summary with --human-readable=false: [#2089b0 409600B/34897100B(1%) CN:1 DL:118476B ETA:4m51s]
@@ -205,7 +193,7 @@ class Fetch:
         self._report = report
         self._stop = stop
         self._own = own
-        self._hub = Hub(options["hub_url"], options["mirror_url"], options["token"])
+        self._hub = Hub.of(options)
         self._path = os.path.join(options["directory"], self.file)
         self._partial = os.path.join(options["directory"], ".partial", self.file)
         self._urls = [*wanted.get("peers", []), wanted["url"]]
@@ -693,14 +681,11 @@ def main():
         argument_spec={
             "files": {"type": "list", "elements": "dict", "required": True},
             "directory": {"type": "path", "required": True},
-            "hub_url": {"type": "str", "default": HUB_URL},
-            "mirror_url": {"type": "str", "default": ""},
-            "token": {"type": "str", "default": "", "no_log": True},
+            **HUB_ARGUMENTS,
             "ca_bundle": {"type": "str", "default": ""},
             "connections": {"type": "int", "default": 4},
             "parallel_files": {"type": "int", "default": 2},
             "rate_limit": {"type": "str", "default": ""},
-            "timeout": {"type": "int", "default": 30},
             "attempts": {"type": "int", "default": 5},
             "retry_wait": {"type": "int", "default": 5},
             "progress_interval": {"type": "int", "default": 15},

@@ -22,22 +22,7 @@ options:
     description: Directory of the model files.
     type: str
     required: true
-  hub_url:
-    description: Address of the model hub.
-    type: str
-    default: https://huggingface.co
-  mirror_url:
-    description: Address of a mirror that is asked in place of the hub; empty for none.
-    type: str
-    default: ""
-  token:
-    description: Bearer token for gated repositories; only the hub, or its mirror, is told.
-    type: str
-    default: ""
-  timeout:
-    description: Seconds to wait for each answer.
-    type: int
-    default: 30
+extends_documentation_fragment: [hub]
 author: ansible-llamacpp
 """
 
@@ -68,17 +53,17 @@ import re
 import zlib
 from http.client import HTTPException
 from urllib.error import HTTPError
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.gguf import header_problem, printable_url, sizing_header, state_of
-from ansible.module_utils.sources import HUB_URL, Hub, ask
+from ansible.module_utils.gguf import MAX_HEADER_BYTES, header_problem, printable_url, sizing_header, state_of
+from ansible.module_utils.sources import HUB_ARGUMENTS, Hub, ask
+from ansible.module_utils.store import source_path
 from ansible.module_utils.urls import ConnectionError as UrlsConnectionError
 from ansible.module_utils.urls import open_url
 
-# Most headers are complete in the first request; a vocabulary of 256,000 words takes 7 MB.
+# Most headers are complete in the first request.
 FIRST_BYTES = 1 << 20
-MAX_BYTES = 64 << 20
 BLOCK_BYTES = 1 << 18
 NO_SIZE = "does not announce the size of the file"
 
@@ -160,7 +145,7 @@ def from_url(url, hub, timeout):
         address = answer["address"]
     remote = Remote(address, hub.headers(address), timeout)
     try:
-        header = sizing_header(remote.read, MAX_BYTES)
+        header = sizing_header(remote.read, MAX_HEADER_BYTES)
     except HTTPError as error:
         raise ValueError(f"{where} answers {error.code} to a request for its first bytes") from error
     except (OSError, HTTPException, UrlsConnectionError) as error:
@@ -181,7 +166,7 @@ def from_file(path):
     """
     try:
         with open(path, "rb") as file:
-            header = sizing_header(lambda: file.read(BLOCK_BYTES), MAX_BYTES)
+            header = sizing_header(lambda: file.read(BLOCK_BYTES), MAX_HEADER_BYTES)
         return packed(header, os.path.getsize(path))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
@@ -209,10 +194,10 @@ def read(entry, models_dir, hub, timeout):
         path
     ):
         return from_file(path)
-    source = urlsplit(entry["url"])
-    if source.scheme == "file":
-        return from_file(unquote(source.path))
-    if source.scheme == "controller":
+    scheme = urlsplit(entry["url"]).scheme
+    if scheme == "file":
+        return from_file(source_path(entry["url"]))
+    if scheme == "controller":
         raise ValueError(f"size unknown until {entry['file']} is on the host")
     return from_url(entry["url"], hub, timeout)
 
@@ -240,15 +225,12 @@ def main():
         argument_spec={
             "files": {"type": "list", "elements": "dict", "required": True},
             "models_dir": {"type": "str", "required": True},
-            "hub_url": {"type": "str", "default": HUB_URL},
-            "mirror_url": {"type": "str", "default": ""},
-            "token": {"type": "str", "default": "", "no_log": True},
-            "timeout": {"type": "int", "default": 30},
+            **HUB_ARGUMENTS,
         },
         supports_check_mode=True,
     )
     wanted = module.params
-    hub = Hub(wanted["hub_url"], wanted["mirror_url"], wanted["token"])
+    hub = Hub.of(wanted)
     headers = read_all(wanted["files"], wanted["models_dir"], hub, wanted["timeout"])
     module.exit_json(changed=False, headers=headers)
 

@@ -15,28 +15,12 @@ options:
     type: list
     elements: str
     required: true
-  hub_url:
-    description: Address of the model hub, the only source whose announced sha256
-      (C(X-Linked-Etag)) is believed.
-    type: str
-    default: https://huggingface.co
-  mirror_url:
-    description: Address of a mirror that is asked in place of the hub, and believed like it; empty for none.
-    type: str
-    default: ""
-  token:
-    description: Bearer token for gated repositories; only the hub, or its mirror, is told.
-    type: str
-    default: ""
-  timeout:
-    description: Seconds to wait for each answer.
-    type: int
-    default: 30
   attempts:
     description: How often a server is asked that is overloaded (429, 5xx); it says how long to wait, or
       2, 4, … seconds.
     type: int
     default: 3
+extends_documentation_fragment: [hub]
 author: ansible-llamacpp
 """
 
@@ -57,7 +41,7 @@ sources:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.sources import HUB_URL, Hub, ask_all
+from ansible.module_utils.sources import HUB_ARGUMENTS, Hub, ask_all
 
 
 def main():
@@ -65,16 +49,13 @@ def main():
     module = AnsibleModule(
         argument_spec={
             "urls": {"type": "list", "elements": "str", "required": True},
-            "hub_url": {"type": "str", "default": HUB_URL},
-            "mirror_url": {"type": "str", "default": ""},
-            "token": {"type": "str", "default": "", "no_log": True},
-            "timeout": {"type": "int", "default": 30},
+            **HUB_ARGUMENTS,
             "attempts": {"type": "int", "default": 3},
         },
         supports_check_mode=True,
     )
     wanted = module.params
-    hub = Hub(wanted["hub_url"], wanted["mirror_url"], wanted["token"])
+    hub = Hub.of(wanted)
     answers = ask_all(wanted["urls"], hub, wanted["timeout"], wanted["attempts"])
     # Addresses behind redirects may hold signatures; nobody here needs them.
     shown = ("problem", "size", "sha256")
