@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,6 +49,59 @@ class Play:
     def error(self) -> str:
         """What the last failed task says."""
         return self.output.split("fatal:")[-1]
+
+
+class Running:
+    """A playbook that runs in the background, as an operator started it.
+
+    Args:
+        scenario: whose inventory is deployed.
+        options: of ansible-playbook, the playbook among them.
+        variables: extra variables.
+    """
+
+    def __init__(self, scenario: Scenario, *options: str, **variables) -> None:
+        self._host = scenario.host
+        self._output = tempfile.NamedTemporaryFile("w")  # noqa: SIM115 (open as long as this run)
+        self._process = subprocess.Popen(
+            [
+                "ansible-playbook",
+                "-i",
+                str(scenario.directory / "inventory"),
+                *options,
+                "-e",
+                json.dumps(variables),
+            ],
+            cwd=PROJECT,
+            env=os.environ | {"ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")},
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    @property
+    def runs(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._process.poll() is None
+
+    @property
+    def output(self) -> str:
+        """What it has printed so far."""
+        return Path(self._output.name).read_text(encoding="utf-8")
+
+    def kill(self) -> None:
+        """Ends it, with all its processes on this machine, before it can clean up."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def finish(self, seconds: float = 300) -> Play:
+        """Waits for its end; kills it and fails when it does not come in time."""
+        try:
+            self._process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            pytest.fail(f"it still runs after {seconds} s: {self.output}")
+        return Play(self._host, self._process.returncode, self.output)
 
 
 def openai_client(port: int) -> OpenAI:

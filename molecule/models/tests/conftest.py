@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import re
-import signal
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +19,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "resources"))
 pytest.register_assert_rewrite("testing")
 
-from testing import PROJECT, Play, Scenario, ask, openai_client  # noqa: E402
+from testing import PROJECT, Play, Running, Scenario, ask, openai_client  # noqa: E402
 
 pytest_plugins = ["testing"]
 
@@ -65,51 +61,6 @@ class Hub:
             for entry in self.log()
             if not file or entry["path"].removesuffix(".new").endswith(f"/{file}")
         )
-
-
-class Running:
-    """A playbook that runs in the background, as an operator started it.
-
-    Args:
-        inventory: directory of the inventory.
-        options: of ansible-playbook, the playbook among them.
-        variables: extra variables.
-    """
-
-    def __init__(self, inventory: Path, *options: str, **variables) -> None:
-        self._output = tempfile.NamedTemporaryFile("w")  # noqa: SIM115 (open as long as this run)
-        self._process = subprocess.Popen(
-            ["ansible-playbook", "-i", str(inventory), *options, "-e", json.dumps(variables)],
-            cwd=PROJECT,
-            env=os.environ | {"ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")},
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-    @property
-    def runs(self) -> bool:
-        """Whether it has not ended yet."""
-        return self._process.poll() is None
-
-    @property
-    def output(self) -> str:
-        """What it has printed so far."""
-        return Path(self._output.name).read_text(encoding="utf-8")
-
-    def kill(self) -> None:
-        """Ends it, with all its processes on this machine, before it can clean up."""
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-
-    def finish(self, seconds: float = 300) -> Play:
-        """Waits for its end; kills it and fails when it does not come in time."""
-        try:
-            self._process.wait(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            pytest.fail(f"it still runs after {seconds} s: {self.output}")
-        return Play(HOST, self._process.returncode, self.output)
 
 
 def entry(file: str, sha256: str = "", **source) -> dict:
@@ -184,13 +135,13 @@ def fetch(play, smollm2) -> Callable[..., Play]:
 
 
 @pytest.fixture
-def begin(smollm2):
+def begin(scenario, smollm2):
     """Returns a function like that of fetch, whose run goes on in the background; at the end it is killed."""
     begun = []
 
     def run(*entries: dict, options: tuple[str, ...] = (), **variables) -> Running:
         variables = {"llm_models": [smollm2, *entries]} | variables
-        begun.append(Running(SCENARIO / "inventory", "site.yml", "--tags", "models", *options, **variables))
+        begun.append(Running(scenario, "site.yml", "--tags", "models", *options, **variables))
         return begun[-1]
 
     yield run

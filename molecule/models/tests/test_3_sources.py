@@ -9,18 +9,16 @@ from typing import NamedTuple
 import pytest
 from conftest import (
     MODELS,
-    SCENARIO,
     SECOND_PORT,
     SERVED,
     TOKEN,
-    Running,
     entry,
     from_hub,
     from_web,
     line_about,
     service,
 )
-from testing import Play, ask, openai_client, wait_until
+from testing import Play, Running, ask, openai_client, wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -60,11 +58,11 @@ class TestToken:
     """A slow download from a gated repository, with everything said as loudly as Ansible can."""
 
     @pytest.fixture(scope="class")
-    def seen(self, hub, host, smollm2):
+    def seen(self, hub, host, scenario, smollm2):
         """The play that fetches it."""
         hub.reset()
         run = Running(
-            SCENARIO / "inventory",
+            scenario,
             *("site.yml", "--tags", "models", "-vvv", "--diff"),
             llm_models=[smollm2, entry("gated.gguf", **from_hub("gated/slow", "model-slow.gguf"))],
             llm_hub_token=TOKEN,
@@ -221,8 +219,6 @@ def test_a_linked_model_is_served_from_where_it_is(play, host, served, shared, s
         answer = ask(openai_client(SECOND_PORT), "linked-smollm2")
         assert "Paris" in answer.choices[0].message.content
     finally:
-        host.run("systemctl disable --now second")
-        host.run("rm -rf /etc/systemd/system/second.service /home/llm/second && systemctl daemon-reload")
-        back = play()
+        back = play()  # without the second instance, too
         served["by"] = service(host)  # restarted: the directory of the link is mounted no longer
     assert back.rc == 0, back.output
