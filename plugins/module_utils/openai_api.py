@@ -59,7 +59,10 @@ class Client:
     def json(self, path, body=None):
         """Returns the parsed answer. Raises Broken on any status but 200 and on what is not JSON."""
         response = self.open(path, body)
-        text = response.read().decode("utf-8", "replace")
+        try:
+            text = response.read().decode("utf-8", "replace")
+        except (OSError, http.client.HTTPException) as error:
+            raise Broken(f"the answer broke off: {error}") from error
         if response.status != 200:
             raise Broken(f"HTTP {response.status}: {text[:200]}")
         try:
@@ -102,8 +105,9 @@ def check_answer(client, model, question, max_tokens):
     try:
         text = answer["choices"][0]["message"]["content"]
         usage = answer["usage"]
+        tokens = usage["completion_tokens"]
     except (KeyError, IndexError, TypeError) as error:
         raise Broken(f"not a chat completion: {json.dumps(answer)[:200]}") from error
-    if not text or not text.strip() or usage["completion_tokens"] < 1:
+    if not text or not text.strip() or tokens < 1:
         raise Broken("the answer is empty")
     return text.strip(), usage

@@ -123,6 +123,10 @@ class Release:
                 return os.path.exists(target) and os.stat(target).st_ctime < seconds
         return False
 
+    def has_leftovers(self) -> bool:
+        """Whether something is left of files that were to be put in place when the host went down."""
+        return any(os.path.lexists(f"{target}.new") for _source, target in self.files())
+
     def put_in_place(self) -> None:
         """Copy all files to the host: all of them, or none when there is no room. Errors: OSError."""
         copies = []
@@ -130,7 +134,7 @@ class Release:
         try:
             for source, target in self.files():
                 if not os.path.exists(source):
-                    gone.append(target)
+                    gone += [target, f"{target}.new"]
                     continue
                 copies.append((f"{target}.new", target))
                 shutil.copy2(source, f"{target}.new")
@@ -220,7 +224,11 @@ class Instance:
         return read_json(os.path.join(self.path, TRYING))
 
     def running(self) -> dict[str, str]:
-        """Return label, image, id, started and api_key of the running container, {} when none runs."""
+        """Return what is known of the running container, {} when none runs.
+
+        label, image, id, started, api_key, home (the directory that is /llamacpp there), address (on which its
+        port is published).
+        """
         try:
             found = docker_runs(self._docker_socket) and ask_docker(
                 self._docker_socket, f"/containers/{quote(self.name)}/json"
@@ -231,12 +239,17 @@ class Instance:
             return {}
         config = found["Config"]
         keys = [entry.partition("=")[2] for entry in config["Env"] or [] if entry.startswith("API_KEY=")]
+        homes = [one["Source"] for one in found.get("Mounts") or [] if one["Destination"] == "/llamacpp"]
+        ports = (found.get("HostConfig") or {}).get("PortBindings") or {}
+        addresses = [one["HostIp"] for bindings in ports.values() for one in bindings or []]
         return {
             "label": (config["Labels"] or {}).get(OWN_LABEL, ""),
             "image": config["Image"],
             "id": found["Id"],
             "started": found["State"]["StartedAt"],
             "api_key": keys[0] if keys else "",
+            "home": homes[0] if homes else "",
+            "address": addresses[0] if addresses else "",
         }
 
     def has_unit(self) -> bool:
@@ -257,7 +270,7 @@ class Instance:
         """
         running, good, unit = self.running(), self.good(), self.unit()
         return {
-            "running": {key: value for key, value in running.items() if key != "api_key"},
+            "running": {key: running[key] for key in ("label", "image", "id", "started") if running},
             "key_is_wanted": running.get("api_key", "") == api_key,
             "good": dict(good.record, proved=good.proved.get("at", "")) if good else {},
             "is_in_place": bool(good and good.is_in_place()),
@@ -303,20 +316,32 @@ class Instance:
         with self.locked():
             release = self.release(identifier)
             self._check(release)
-            before = self.good() or self._adopt()
+            cut_off = self.trying()
+            before = self._before(cut_off)
             write_json(
                 os.path.join(self.path, TRYING),
                 {"release": release.id, "before": before.id if before else "", "since": now()},
             )
             since = time.time()
             try:
-                # A release is proved by its own container; nothing new is proved when it goes on running.
-                is_proved = before is not None and before.label == release.label and bool(before.proved)
+                # A container that goes on running has been asked before, unless a run was cut off in asking it.
+                is_proved = before is not None and before.label == release.label and not cut_off
                 return self._serve(release, is_proved, before.proved if before else {})
-            except (Problem, OSError, Broken) as error:
+            except Exception as error:  # whatever it is, what served before must serve again
                 log = self._log(since)
                 ending = self._restore(before)
                 raise Problem(_told(f"{error}", ending, self.name, log)) from error
+
+    def _before(self, cut_off: dict[str, Any]) -> Release | None:
+        """Return what to go back to, None for nothing.
+
+        Arguments: cut_off (dict), what a run was cut off in.
+        """
+        good = self.good()
+        if good or not cut_off:
+            return good or self._adopt()
+        # What runs now may be what was tried.
+        return self.release(cut_off["before"]) if cut_off["before"] else None
 
     def restore(self, identifier: str, why: str) -> None:
         """Put back what ran before a release was tried.
@@ -359,12 +384,15 @@ class Instance:
         proved = sorted(
             (one for one in self.releases() if one.proved), key=lambda one: one.proved.get("at", "")
         )
-        kept.update(one.id for one in proved[-keep:])
+        kept.update(one.id for one in proved[-max(keep, 2) :])
         directory = os.path.join(self.path, "releases")
         for entry in list(os.scandir(directory)):
             # A young one may be that of a run that has not come to try it yet.
             is_young = not Release(entry.path).proved and time.time() - entry.stat().st_mtime < YOUNG
             if entry.name not in kept and not is_young:
+                # First of all: what is left of a release that is half gone must not be one.
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(os.path.join(entry.path, RECORD))
                 shutil.rmtree(entry.path)
 
     def _check(self, release: Release) -> None:
@@ -402,14 +430,15 @@ class Instance:
     def _adopt(self) -> Release | None:
         """Return, as a release, what runs but was not deployed by releases; None when nothing runs."""
         running = self.running()
-        home = self._home_of_running()
+        home = running.get("home", "")
         config = read_json(os.path.join(home, "config.json")) if home else {}
-        if not running or not config or not os.path.isfile(self._unit):
+        if not config or not os.path.isfile(self._unit):
             return None
         path = os.path.join(self.path, "releases", f"{now().replace(':', '-')}-found")
         os.makedirs(path, mode=0o700, exist_ok=True)
         aliases = [model.get("model_alias") or model["model"] for model in config.get("models", [])]
         scheme = "https" if config.get("ssl_certfile") else "http"
+        address = running["address"].replace("0.0.0.0", "") or "127.0.0.1"
         record = {
             "id": os.path.basename(path),
             "instance": self.name,
@@ -419,7 +448,7 @@ class Instance:
             "label": running["label"],
             "wanted": "",
             "image": running["image"],
-            "url": f"{scheme}://127.0.0.1:{config.get('port', 8000)}",
+            "url": f"{scheme}://{address}:{config.get('port', 8000)}",
             "probe": aliases,
             "models_dir": os.path.join(home, "model"),
             "files": {
@@ -435,15 +464,6 @@ class Instance:
                 os.chown(os.path.join(path, name), status.st_uid, status.st_gid)
         write_json(os.path.join(path, RECORD), record)
         return Release(path)
-
-    def _home_of_running(self) -> str:
-        """Return the directory on the host that is /llamacpp in the running container, empty for none."""
-        try:
-            found = ask_docker(self._docker_socket, f"/containers/{quote(self.name)}/json") or {}
-        except ERRORS:
-            return ""
-        mounts = [one["Source"] for one in found.get("Mounts", []) if one["Destination"] == "/llamacpp"]
-        return mounts[0] if mounts else ""
 
     def _serve(
         self, release: Release, is_proved: bool = False, proved: dict[str, Any] | None = None
@@ -462,7 +482,9 @@ class Instance:
             and self.unit().get("ActiveState") == "active"
             and not release.was_edited_before(running["started"])
         )
-        release.put_in_place()
+        # Going back must not need room on a disk that has none.
+        if not release.is_in_place() or release.has_leftovers():
+            release.put_in_place()
         self._systemctl("daemon-reload")
         self._systemctl("enable", f"{self.name}.service")
         down = 0.0
@@ -516,7 +538,8 @@ class Instance:
         since = time.time()
         try:
             if before is None:
-                self._systemctl("disable", "--now", f"{self.name}.service")
+                if self.has_unit():
+                    self._systemctl("disable", "--now", f"{self.name}.service")
                 ending = f"Nothing was serving before as {self.name}; it is stopped."
             else:
                 found = self._serve(before)
@@ -528,7 +551,7 @@ class Instance:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(self.path, TRYING))
             return ending
-        except (Problem, OSError, Broken) as error:
+        except Exception as error:
             name = before.id if before else "nothing"
             return (
                 f"What was before ({name}) could NOT be put back: {error}. docs/recovery.md says what to do."

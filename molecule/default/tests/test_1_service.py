@@ -44,7 +44,14 @@ def test_server_is_not_root_and_has_no_capabilities(host, container):
     assert status["Gid"].split() == ["10002"] * 4
     assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 0
     assert status["NoNewPrivs"] == "1"
+    assert status["Seccomp"] == "2"  # filtered: Docker's own list of system calls
     assert host.user("llm").uid == 10002
+
+
+def test_server_sees_its_own_directory_only_and_cannot_write_there(container):
+    mounts = container()["Mounts"]
+    assert [(mount["Source"], mount["RW"]) for mount in mounts] == [("/home/llm/llamacpp", False)]
+    assert not container()["HostConfig"]["Privileged"]
 
 
 def test_root_file_system_and_models_are_read_only(host):
