@@ -226,8 +226,8 @@ class Instance:
     def running(self) -> dict[str, str]:
         """Return what is known of the running container, {} when none runs.
 
-        label, image, id, started, api_key, home (the directory that is /llamacpp there), address (on which its
-        port is published).
+        label, image, id, started, api_key, home (the directory that is /llamacpp there), address (on which
+        its port is published).
         """
         try:
             found = docker_runs(self._docker_socket) and ask_docker(
@@ -324,7 +324,7 @@ class Instance:
             )
             since = time.time()
             try:
-                # A container that goes on running has been asked before, unless a run was cut off in asking it.
+                # A container that goes on running has been asked before, unless a run was cut off in that.
                 is_proved = before is not None and before.label == release.label and not cut_off
                 return self._serve(release, is_proved, before.proved if before else {})
             except Exception as error:  # whatever it is, what served before must serve again
