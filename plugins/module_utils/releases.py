@@ -563,6 +563,8 @@ class Instance:
 
         Returns whether anything was there. Errors: Problem, OSError.
         """
+        if not os.path.isdir(self.path) and not self.has_unit():
+            return False
         with self.locked():
             good = self.good()
             releases = [*self.releases(), *([good] if good else [])]

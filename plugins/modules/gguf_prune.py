@@ -66,6 +66,8 @@ from ansible.module_utils.gguf import record_path
 PROC = "/proc"
 PARTIAL = ".partial"
 PART = re.compile(r"-\d{5}-of-(\d{5})(?=\.gguf$)")
+# A record whose file has been removed by hand.
+RECORD = re.compile(r"\.(.+\.gguf)\.verified")
 # What a download has beside its file: aria2's own notes, and what its source announced.
 COMPANION = re.compile(r"(?<=\.gguf)(\.aria2|\.source)$")
 
@@ -171,6 +173,10 @@ def files_in(directory):
             found[entry.name] = [entry.path]
             if os.path.exists(record_path(entry.path)):
                 found[entry.name].append(record_path(entry.path))
+    for entry in _files(directory):
+        record = RECORD.fullmatch(entry.name)
+        if record and not os.path.lexists(os.path.join(directory, record.group(1))):
+            found[record.group(1)] = [entry.path]
     for entry in _files(os.path.join(directory, PARTIAL)):
         name = COMPANION.sub("", entry.name)
         if name.endswith(".gguf"):

@@ -59,6 +59,12 @@ def test_what_is_not_to_be_kept_goes_with_its_record(store, processes):
     }
 
 
+def test_the_record_of_a_file_that_is_gone_goes_too(store, unused):
+    (store / ".removed.gguf.verified").write_text("{}")
+    assert "removed.gguf" in unused()[0]
+    assert "removed.gguf" not in unused(keep=["removed.gguf"])[0]
+
+
 def test_what_no_model_file_is_stays(store, unused):
     (store / "notes.txt").write_text("mine")
     (store / "x.gguf.bak").write_text("mine")
