@@ -45,7 +45,8 @@ def render(tmp_path):
     def rendered(**variables) -> tuple[dict, str]:
         tasks = yaml.safe_load((PROJECT / "roles/llamacpp_server/tasks/main.yml").read_text(encoding="utf-8"))
         templates = PROJECT / "roles/llamacpp_server/templates"
-        task_vars = json.dumps(tasks[-1]["vars"]).replace("'docker_run.j2'", f"'{templates}/docker_run.j2'")
+        task = next(task for task in tasks if task.get("ansible.builtin.include_tasks") == "instance.yml")
+        task_vars = json.dumps(task["vars"]).replace("'docker_run.j2'", f"'{templates}/docker_run.j2'")
         case = tmp_path / "case.yml"
         case.write_text(json.dumps(variables), encoding="utf-8")
         playbook = tmp_path / "render.yml"
