@@ -57,21 +57,16 @@ class Running:
     Args:
         scenario: whose inventory is deployed.
         options: of ansible-playbook, the playbook among them.
+        inventory: the directory of its inventory.
         variables: extra variables.
     """
 
-    def __init__(self, scenario: Scenario, *options: str, **variables) -> None:
+    def __init__(self, scenario: Scenario, *options: str, inventory: str = "inventory", **variables) -> None:
         self._host = scenario.host
+        command = ["ansible-playbook", "-i", str(scenario.directory / inventory)]
         self._output = tempfile.NamedTemporaryFile("w")  # noqa: SIM115 (open as long as this run)
         self._process = subprocess.Popen(
-            [
-                "ansible-playbook",
-                "-i",
-                str(scenario.directory / "inventory"),
-                *options,
-                "-e",
-                json.dumps(variables),
-            ],
+            [*command, *options, "-e", json.dumps(variables)],
             cwd=PROJECT,
             env=os.environ | {"ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")},
             stdout=self._output,

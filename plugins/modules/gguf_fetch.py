@@ -101,7 +101,7 @@ from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.gguf import WAIVED, printable_url
+from ansible.module_utils.gguf import WAIVED, printable_url, state_of
 from ansible.module_utils.sources import HUB_ARGUMENTS, Hub, ask, status_problem
 from ansible.module_utils.store import Refused, install, install_link, look, source_path
 
@@ -220,7 +220,7 @@ class Fetch:
                 raise Failed(f"{self.file}: {path} is not a file on this host; correct path in llm_models")
             self.size = os.path.getsize(path)
             return 0 if self.wanted.get("link") else self.size
-        if scheme == "controller":
+        if scheme == "controller" or self._is_in_place():
             return 0
         try:
             self.size = self._ask(self._urls[0])["size"]
@@ -228,6 +228,13 @@ class Fetch:
             # The fetch itself has patience; here only the size is wanted.
             self._report.tell(self.file, "waiting", note=str(broken))
         return max(0, self.size - self._on_disk())
+
+    def _is_in_place(self):
+        """Whether a fetch that this one was to take over from has been faster, and brought the file."""
+        wanted = self.wanted
+        return wanted["url"].startswith("http") and (
+            state_of(self._path, wanted["sha256"], wanted["url"]) == "verified"
+        )
 
     def _on_disk(self):
         """Return the bytes that an earlier attempt has left; files of aria2 have holes."""
@@ -283,6 +290,8 @@ class Fetch:
         vouched = False
         if scheme == "file":
             self._copy()
+        elif self._is_in_place():
+            return
         elif scheme != "controller":
             source = self._ask(self._urls[0])
             # Other hosts announce no sha256.

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import pytest
 import testinfra
-from conftest import MODELS, SCENARIO, SERVED, Running, entry, from_web
+from conftest import MODELS, SERVED, Running, entry, from_web
 
 HOSTS = ("llm-models", "llm-models-2", "llm-models-3")
 FILE = "model-fleet.gguf"
 
 
 @pytest.fixture(scope="module")
-def fleet(hub, sha256, smollm2):
+def fleet(scenario, hub, sha256, smollm2):
     """The play that fetches the file on all of them."""
     hub.reset()
     model = entry("fleet.gguf", sha256[FILE], **from_web("plain", FILE))
-    run = Running(SCENARIO / "fleet", "site.yml", "--tags", "models", llm_models=[smollm2, model])
+    options = ("site.yml", "--tags", "models")
+    run = Running(scenario, *options, inventory="fleet", llm_models=[smollm2, model])
     return run.finish(seconds=600)
 
 
