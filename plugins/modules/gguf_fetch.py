@@ -291,6 +291,7 @@ class Fetch:
         if scheme == "file":
             self._copy()
         elif self._is_in_place():
+            self.size = os.path.getsize(self._path)
             return
         elif scheme != "controller":
             source = self._ask(self._urls[0])

@@ -181,6 +181,14 @@ class TestInPlace:
         assert host.leftovers() == []
         assert host.progress() == {"x.gguf": {"state": "in place", "size": SIZE}}
 
+    def test_what_an_earlier_fetch_has_brought_meanwhile_is_not_fetched_again(self, host, offer, web):
+        wanted = offer()
+        host.fetch(wanted)
+        asked = len(web.seen)
+        assert host.fetch(wanted) == ([{"file": "x.gguf", "attempts": 1, "bytes": SIZE}], [])
+        assert len(host.aria2.calls()) == 1
+        assert len(web.seen) == asked
+
     def test_the_hub_says_which_sha256_a_file_must_have(self, host, hub, web):
         fetched, problems = host.fetch(hub())
         assert (fetched[0]["bytes"], problems, host.read()) == (SIZE, [], GOOD)
