@@ -18,7 +18,7 @@ def release_table(instances: dict[str, dict[str, Any]]) -> str:
             release["id"],
             release["proved"] or "never",
             release["image"],
-            ", ".join(release.get("models") or release.get("probe", [])),
+            ", ".join(release["models"]),
             release.get("commit") or "-",
             "<- good" if release["good"] else "",
         )

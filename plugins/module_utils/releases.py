@@ -26,6 +26,7 @@ from urllib.parse import quote
 from ansible.module_utils.docker_api import ERRORS, OWN_LABEL, ask_docker, docker_runs
 from ansible.module_utils.gguf import read_record
 from ansible.module_utils.openai_api import Broken, Client, check_answer
+from ansible.module_utils.store import strings_in
 
 RECORD, PROVED, GOOD, TRYING = "release.json", "proved.json", "good", "trying"
 QUESTION = "Say hello."
@@ -72,6 +73,13 @@ def write_json(path: str, content: dict[str, Any]) -> None:
     os.replace(f"{path}.new", path)
 
 
+def copy_with_owner(source: str, target: str) -> None:
+    """Copy a file with its mode, time, owner and group. Errors: OSError."""
+    shutil.copy2(source, target)
+    status = os.stat(source)
+    os.chown(target, status.st_uid, status.st_gid)
+
+
 class Release:
     """One release.
 
@@ -104,11 +112,18 @@ class Release:
                         return line[len("API_KEY=") :]
         return ""
 
+    def model_files(self) -> list[str]:
+        """Return the paths on the host of the model files that config.json names."""
+        models = read_json(os.path.join(self.path, "config.json")).get("models", [])
+        return [
+            os.path.join(self.models_dir, text[len(IN_CONTAINER) :])
+            for text in strings_in(models)
+            if text.startswith(IN_CONTAINER)
+        ]
+
     def models(self) -> dict[str, str]:
         """Return the sha256 of each model file that config.json names, as recorded when it was verified."""
-        texts = list(_strings(read_json(os.path.join(self.path, "config.json")).get("models", [])))
-        names = sorted({os.path.basename(text) for text in texts if text.endswith(".gguf")})
-        records = {name: read_record(os.path.join(self.models_dir, name)) for name in names}
+        records = {os.path.basename(path): read_record(path) for path in self.model_files()}
         return {name: record["sha256"] for name, record in records.items() if record}
 
     def is_in_place(self) -> bool:
@@ -137,9 +152,7 @@ class Release:
                     gone += [target, f"{target}.new"]
                     continue
                 copies.append((f"{target}.new", target))
-                shutil.copy2(source, f"{target}.new")
-                status = os.stat(source)
-                os.chown(f"{target}.new", status.st_uid, status.st_gid)
+                copy_with_owner(source, f"{target}.new")
                 with open(f"{target}.new", "rb") as file:
                     os.fsync(file.fileno())
             for copy, target in copies:
@@ -157,15 +170,6 @@ class Release:
 def are_the_same(before: dict[str, str], after: dict[str, str]) -> bool:
     """Whether no model file has changed; of one whose sha256 was not known before nobody can tell."""
     return all(before.get(name, sha256) == sha256 for name, sha256 in after.items())
-
-
-def _strings(value: Any):
-    """Yield all strings of a value out of JSON, but not the keys."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (list, dict)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _strings(item)
 
 
 class Instance:
@@ -251,6 +255,10 @@ class Instance:
             "home": homes[0] if homes else "",
             "address": addresses[0] if addresses else "",
         }
+
+    def is_there(self) -> bool:
+        """Whether anything of it is on the host."""
+        return self.has_unit() or bool(self.good() or self.releases())
 
     def has_unit(self) -> bool:
         """Whether a unit of its name is there."""
@@ -411,21 +419,12 @@ class Instance:
                 f"the image {release.image} of release {release.id} is not on this host; nothing was touched."
                 " Build or load it (site.yml does, with the settings of that time), and run again"
             )
-        missing = [name for name in self._model_files(release) if not os.path.exists(name)]
+        missing = [path for path in release.model_files() if not os.path.exists(path)]
         if missing:
             raise Problem(
                 f"release {release.id} of {self.name} needs {', '.join(missing)}, which is not on this host;"
                 " nothing was touched. Fetch it (site.yml --tags models), and run again"
             )
-
-    def _model_files(self, release: Release) -> list[str]:
-        """Return the paths on the host of the model files that a release names."""
-        models = read_json(os.path.join(release.path, "config.json")).get("models", [])
-        return [
-            os.path.join(release.models_dir, text[len(IN_CONTAINER) :])
-            for text in _strings(models)
-            if text.startswith(IN_CONTAINER)
-        ]
 
     def _adopt(self) -> Release | None:
         """Return, as a release, what runs but was not deployed by releases; None when nothing runs."""
@@ -446,9 +445,10 @@ class Instance:
             "by": "found on the host",
             "commit": "",
             "label": running["label"],
-            "wanted": "",
+            "content": "",
             "image": running["image"],
             "url": f"{scheme}://{address}:{config.get('port', 8000)}",
+            "models": aliases,
             "probe": aliases,
             "models_dir": os.path.join(home, "model"),
             "files": {
@@ -459,9 +459,7 @@ class Instance:
         }
         for name, target in record["files"].items():
             if os.path.exists(target):
-                shutil.copy2(target, os.path.join(path, name))
-                status = os.stat(target)
-                os.chown(os.path.join(path, name), status.st_uid, status.st_gid)
+                copy_with_owner(target, os.path.join(path, name))
         write_json(os.path.join(path, RECORD), record)
         return Release(path)
 
@@ -569,7 +567,7 @@ class Instance:
             good = self.good()
             releases = [*self.releases(), *([good] if good else [])]
             targets = {target for release in releases for _source, target in release.files()} | {self._unit}
-            there = bool(releases) or self.has_unit()
+            there = self.is_there()
             if self.has_unit():
                 self._systemctl("disable", "--now", f"{self.name}.service")
             elif self.running():

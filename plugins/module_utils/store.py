@@ -28,6 +28,15 @@ class Refused(Exception):
     """A file that must not be installed; its text is the one line for the operator."""
 
 
+def strings_in(value):
+    """Yield the strings (not the keys) of a value out of JSON; a config.json names its model files so."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from strings_in(item)
+
+
 def source_path(url):
     """Return the path on the host that a file:// URL (str) stands for, an empty string for another URL."""
     parts = urlsplit(url)

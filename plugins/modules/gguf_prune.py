@@ -62,6 +62,7 @@ import re
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.gguf import record_path
+from ansible.module_utils.store import strings_in
 
 PROC = "/proc"
 PARTIAL = ".partial"
@@ -97,18 +98,9 @@ def named_in(patterns):
                 f"{path} cannot be read as JSON ({error}), so that nobody knows what it uses; no model file"
                 " is removed. Deploy its instance again, or remove it"
             ) from error
-        for text in _strings(config):
+        for text in strings_in(config):
             names.setdefault(os.path.basename(text), path)
     return names
-
-
-def _strings(value):
-    """Yield all strings of a value out of JSON, but not the keys."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (list, dict)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _strings(item)
 
 
 def users_of(paths, proc=PROC):

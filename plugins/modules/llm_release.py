@@ -121,8 +121,7 @@ def main():
         wanted["name"], wanted["state_dir"], module.run_command, wanted["docker_socket"], wanted["timeout"]
     )
     if module.check_mode:
-        is_there = bool(instance.good() or instance.releases() or instance.has_unit())
-        module.exit_json(changed=is_there if wanted["state"] == "absent" else True, restarted=False)
+        module.exit_json(changed=wanted["state"] != "absent" or instance.is_there(), restarted=False)
     try:
         if wanted["state"] == "tried":
             module.exit_json(changed=True, **instance.try_release(wanted["release"]))
