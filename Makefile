@@ -47,6 +47,11 @@ lock: .venv/.controller ## write down the sha256 of your models, as the hub anno
 	@$(inventory_is_given)
 	@ansible-playbook -i $(INVENTORY) lock.yml $(ARGS)
 
+.PHONY: bundle
+bundle: .venv/.controller ## all that hosts without a network need in one file: make bundle INVENTORY=inventory/yours [BUNDLE_MODELS=no]
+	@$(inventory_is_given)
+	@ansible-playbook -i $(INVENTORY) bundle.yml -e bundle_with_models=$(or $(BUNDLE_MODELS),yes) $(ARGS)
+
 # Stamps: the environment is brought up to date when the pinned requirements change.
 .venv/.controller: requirements.txt
 	@scripts/step "Python environment .venv" scripts/venv requirements.txt

@@ -1,4 +1,8 @@
-"""Filters ``image_archive`` and ``image_archive_problems``: what a ``docker save`` archive holds."""
+"""Filters about an image that is not built here: what it says of itself, and when it cannot serve on a host.
+
+``image_archive`` reads a ``docker save`` archive, ``image_inspected`` what Docker says of an image that
+it has; ``image_problems`` compares either with a host. ``image_registry`` names the registry of an image.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +15,24 @@ from ansible.errors import AnsibleFilterError
 LABEL = "io.ansible-llamacpp."
 # Names of processor architectures: the kernel's (ansible_facts) and Docker's.
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
-MEND = "write one with `make image` or `docker save NAME:TAG`"
+MEND = "write one with image.yml or `docker save NAME:TAG`"
+# Docker's own name for its hub, as its login knows it.
+DOCKER_HUB = "https://index.docker.io/v1/"
+
+Image = dict[str, Any]
 
 
-def image_archive(path: str) -> dict[str, Any]:
+def image_archive(path: str) -> Image:
     """Return what the archive of one image says of it; nothing but its descriptions is read.
 
     Args:
         path: of the archive on the controller.
 
     Returns:
-        ``name`` (NAME:TAG), ``id`` (64 hexadecimal digits: the sha256 of the image's configuration),
-        ``layers`` (digests), ``architecture`` (Docker's name), ``version``, ``backend``, ``cuda`` and
-        ``architectures`` (compute capabilities) from the image's labels, and ``variant`` (cpu, cuda12 …).
+        ``name`` (NAME:TAG), ``digests`` (what it may be called by, each ``sha256:`` and 64 hexadecimal
+        digits; the first one is its id, the hash of its configuration), ``layers`` (digests),
+        ``architecture`` (Docker's name), ``version``, ``backend``, ``cuda`` and ``architectures`` (compute
+        capabilities) from the image's labels, and ``variant`` (cpu, cuda12 …).
 
     Raises:
         AnsibleFilterError: when the file cannot be read or is no archive of one named image.
@@ -46,16 +55,45 @@ def image_archive(path: str) -> dict[str, Any]:
         raise AnsibleFilterError(
             f"llamacpp_image_archive: {path} is no archive of a Docker image ({error}); {MEND}"
         ) from error
-    labels = (config.get("config") or {}).get("Labels") or {}
+    # ID.json in older archives, blobs/sha256/ID in newer ones.
+    digest = config_path.rpartition("/")[2].removesuffix(".json")
+    return {
+        "name": names[0],
+        "digests": [f"sha256:{digest}"],
+        "layers": config["rootfs"]["diff_ids"],
+        **_described(config.get("architecture", ""), (config.get("config") or {}).get("Labels") or {}),
+    }
+
+
+def image_inspected(images: list[dict[str, Any]], name: str) -> Image:
+    """Return what Docker says of an image that it has, in the form of image_archive.
+
+    Args:
+        images: what ``docker image inspect`` prints of it; empty when there is none.
+        name: under which it was asked for.
+
+    Returns:
+        See image_archive; ``digests`` also has those that registries know it by. Empty without an image.
+    """
+    if not images:
+        return {}
+    image = images[0]
+    known = [digest.rpartition("@")[2] for digest in image.get("RepoDigests") or []]
+    return {
+        "name": name,
+        "digests": [image["Id"], *known],
+        "layers": image["RootFS"]["Layers"],
+        **_described(image.get("Architecture", ""), (image.get("Config") or {}).get("Labels") or {}),
+    }
+
+
+def _described(architecture: str, labels: dict[str, str]) -> Image:
+    """Return what an image's architecture and labels say, by the names of image_archive."""
     backend = labels.get(f"{LABEL}backend", "")
     cuda = labels.get(f"{LABEL}cuda", "")
     architectures = labels.get(f"{LABEL}cuda-architectures", "")
     return {
-        "name": names[0],
-        # ID.json in older archives, blobs/sha256/ID in newer ones.
-        "id": config_path.rpartition("/")[2].removesuffix(".json"),
-        "layers": config["rootfs"]["diff_ids"],
-        "architecture": config.get("architecture", ""),
+        "architecture": architecture,
         "version": labels.get("org.opencontainers.image.version", ""),
         "backend": backend,
         "cuda": cuda,
@@ -78,32 +116,42 @@ def _capability(architecture: str) -> str:
     return f"{digits[:-1]}.{digits[-1:]}"
 
 
-def image_archive_problems(
-    image: dict[str, Any],
-    path: str,
+def image_problems(
+    image: Image,
+    where: str,
     version: str,
     backend: str,
     architecture: str,
     not_built_for: list[dict[str, Any]],
+    wanted_id: str = "",
 ) -> list[str]:
-    """Return every reason why the image of an archive cannot serve on a host.
+    """Return every reason why an image cannot serve on a host.
 
     Args:
-        image: from image_archive.
-        path: of the archive, for the messages.
+        image: from image_archive or image_inspected.
+        where: the variable that names the image, and the image, for the messages.
         version: of llama-cpp-python that is to run.
         backend: cpu or cuda; an image with cuda serves on the CPU too.
         architecture: of the host's processor, as ``ansible_facts`` name it.
         not_built_for: the GPUs of instances that its code does not run on (filter gpus_not_built_for).
+        wanted_id: llamacpp_image_id, with or without ``sha256:``; empty for any.
     """
-    where = f"llamacpp_image_archive: the image {image['name']} in {path}"
-    if not image["backend"]:
-        return [f"{where} was not built from this project's files/image (it lacks the labels); {MEND}"]
     problems = []
+    if wanted_id and f"sha256:{wanted_id.removeprefix('sha256:')}" not in image["digests"]:
+        problems.append(
+            f"{where} is {' or '.join(image['digests'])}, but llamacpp_image_id is {wanted_id};"
+            " take the image that is meant, or correct llamacpp_image_id"
+        )
+    if not image["backend"]:
+        return [
+            *problems,
+            f"{where} was not built from this project's files/image (it lacks the labels);"
+            " take one that image.yml has built",
+        ]
     if image["version"] != version:
         problems.append(
             f"{where} is of version {image['version']}, but llm_server_version is {version};"
-            " take another archive, or that version"
+            " take another image, or that version"
         )
     if image["architecture"] != ARCHITECTURES.get(architecture, architecture):
         problems.append(
@@ -121,6 +169,16 @@ def image_archive_problems(
     return problems
 
 
+def image_registry(name: str) -> str:
+    """Return the address of the registry that an image comes from, as `docker login` takes it.
+
+    Argument: name, REGISTRY/NAME:TAG or REGISTRY/NAME@DIGEST; a first part without a dot or colon is no
+    registry but belongs to a name on Docker Hub.
+    """
+    first, slash, _rest = name.partition("/")
+    return first if slash and (set(".:") & set(first) or first == "localhost") else DOCKER_HUB
+
+
 class FilterModule:
     """Registers the filters with Ansible."""
 
@@ -128,5 +186,7 @@ class FilterModule:
         """Return the filters by name."""
         return {
             "image_archive": image_archive,
-            "image_archive_problems": image_archive_problems,
+            "image_inspected": image_inspected,
+            "image_problems": image_problems,
+            "image_registry": image_registry,
         }

@@ -23,6 +23,7 @@ except ImportError:
 
 HUB_URL = "https://huggingface.co"
 BACKENDS = ("auto", "cpu", "cuda")
+IMAGE_SOURCES = ("build", "archive", "registry")
 
 SOURCES = ("url", "hf", "path", "controller_path")
 FILE_KEYS = ("file", *SOURCES, "link", "sha256")
@@ -60,6 +61,13 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 PART = re.compile(r"-(\d{5})-of-(?!00000)(\d{5})(?=\.gguf)")
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 REVISION = re.compile(r"[\w-]([\w./-]*[\w-])?", re.ASCII)
+# REGISTRY/NAME:TAG or REGISTRY/NAME@DIGEST. Source: the grammar of distribution/reference.
+IMAGE_NAME = re.compile(
+    r"([\w.-]+(:\d+)?/)?[a-z0-9]+((/|[._-]+)[a-z0-9]+)*"
+    r"(:(?P<tag>\w[\w.-]{0,127}))?(@(?P<digest>sha256:[0-9a-f]{64}))?",
+    re.ASCII,
+)
+IMAGE_ID = re.compile(r"(sha256:)?[0-9a-f]{64}")
 # What a path may have that stands, unquoted, in a mount option and in a systemd unit.
 MOUNTABLE = re.compile(r"/[\w./@+=:-]+", re.ASCII)
 
@@ -93,6 +101,7 @@ def llm_problems(
     paths: dict[str, str] | None = None,
     proxies: dict[str, str] | None = None,
     lock: object = None,
+    image: dict[str, str] | None = None,
 ) -> list[str]:
     """Return every problem of the operator's input, one line each; empty when there is none.
 
@@ -111,6 +120,8 @@ def llm_problems(
         paths: paths on the host by the name of their variable; an empty one is not set.
         proxies: llm_proxy_environment.
         lock: llm_models_lock as it is, of whatever type; left out like an empty one.
+        image: where the image comes from: ``source`` (llamacpp_image_source), ``archive``, ``registry_ref``
+            and ``id`` (the variables of that name); left out it is built.
 
     Errors: none; wrong input is what it reports.
     """
@@ -125,6 +136,7 @@ def llm_problems(
             _line(backend, f"llm_backend: {_short(backend)} is not a backend; {_nearest(backend, BACKENDS)}")
         )
     problems += _network_and_path_problems(paths or {}, proxies or {})
+    problems += _image_problems(image or {"source": "build"})
     settings = _Settings(schema or {})
     problems += settings.check(
         "llm_server_settings", "", server_settings, "server_settings", RESERVED_SERVER_SETTINGS
@@ -191,6 +203,44 @@ def _network_and_path_problems(paths: dict[str, str], proxies: dict[str, str]) -
             )
         elif not isinstance(value, str):
             yield _line(value, f"llm_proxy_environment: {name} is {_got(value)}; it must be a string", name)
+
+
+def _image_problems(image: dict[str, str]) -> Iterator[str]:
+    """Yield the problems of where the image comes from; see llm_problems."""
+    source = image["source"]
+    if source not in IMAGE_SOURCES:
+        yield _line(
+            source,
+            f"llamacpp_image_source: {_short(source)} is not a source of the image;"
+            f" {_nearest(source, IMAGE_SOURCES)}",
+        )
+        return
+    if source == "archive" and not os.path.isfile(image["archive"]):
+        archive = image["archive"]
+        what = f"{archive} is not a file on this machine" if archive else "is empty"
+        yield _line(
+            archive,
+            f"llamacpp_image_archive: {what}, but llamacpp_image_source is archive; give the path here of an"
+            " archive that image.yml has written",
+            source,
+        )
+    if source == "registry":
+        name = image["registry_ref"]
+        found = IMAGE_NAME.fullmatch(name)
+        if not found or not (found["tag"] or found["digest"]):
+            what = f"{_short(name)} names no image" if name else "is empty"
+            yield _line(
+                name,
+                f"llamacpp_image_registry_ref: {what}, but llamacpp_image_source is registry; write"
+                " REGISTRY/NAME@sha256:DIGEST, or REGISTRY/NAME:TAG",
+                source,
+            )
+    if source != "build" and image["id"] and not IMAGE_ID.fullmatch(image["id"]):
+        yield _line(
+            image["id"],
+            f"llamacpp_image_id: {_short(image['id'])} is not sha256: and 64 hexadecimal digits; write"
+            " the id that `docker image ls --no-trunc` shows, or leave it out",
+        )
 
 
 class _Settings:

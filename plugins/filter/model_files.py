@@ -1,10 +1,16 @@
-"""Filters ``model_files``, ``link_directories`` and ``unpinned_models``: the files behind the catalogue."""
+"""Filters about the files behind the catalogue.
+
+``model_files`` lists them; ``bundled_models`` has them come from a bundle; ``link_directories`` and
+``unpinned_models`` pick some out.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
@@ -13,6 +19,7 @@ DEFAULT_REVISION = "main"
 # How llama.cpp names the parts of a split model; the first one stands for all.
 FIRST_PART = re.compile(r"-00001-of-(?!00000)(\d{5})(?=\.gguf)")
 COMMIT = re.compile(r"[0-9a-f]{40}")
+SOURCES = ("url", "hf", "path", "controller_path")
 
 Files = list[dict[str, Any]]
 
@@ -88,6 +95,52 @@ def _source_url(entry: dict[str, Any], hub_url: str) -> str:
     return entry["url"]
 
 
+def bundled_models(
+    models: object, bundle: str, hub_url: str = HUB_URL, lock: dict[str, dict[str, Any]] | None = None
+) -> object:
+    """Return the catalogue with the files of an unpacked bundle in place of their sources.
+
+    A file that the bundle's manifest does not have keeps its source, and one with a ``path`` on the host
+    always does. The sha256 is the operator's or that of the lock; where there is none, the bundle's.
+
+    Args:
+        models: llm_models, of whatever type: it may be checked later.
+        bundle: directory on the controller; empty for none.
+        hub_url: address of the model hub.
+        lock: llm_models_lock.
+
+    Errors: none; what is wrong with a bundle is told by the filter bundle_problems.
+    """
+    try:
+        manifest = json.loads(Path(bundle, "manifest.json").read_text(encoding="utf-8")) if bundle else {}
+        held = {entry["file"]: entry["sha256"] for entry in manifest.get("models", [])}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        held = {}
+    if not held or not isinstance(models, list):
+        return models
+
+    def from_bundle(entry: object) -> object:
+        try:
+            parts = list(_parts(entry, hub_url, lock or {}))
+        except (AttributeError, KeyError, TypeError, ValueError):
+            return entry  # preflight says what is wrong with it
+        if "path" in entry or any(part["file"] not in held for part in parts):
+            return entry
+        hashes = [part["sha256"].replace("none", "") or held[part["file"]] for part in parts]
+        return {key: value for key, value in entry.items() if key not in SOURCES} | {
+            "controller_path": os.path.join(bundle, "models", entry["file"]),
+            "sha256": hashes if len(hashes) > 1 else hashes[0],
+        }
+
+    changed = []
+    for model in models:
+        entry = from_bundle(model)
+        if isinstance(entry, dict) and isinstance(entry.get("side_files"), list):
+            entry = entry | {"side_files": [from_bundle(side) for side in entry["side_files"]]}
+        changed.append(entry)
+    return changed
+
+
 def link_directories(files: Files) -> list[str]:
     """Return the directories on the host that linked files live in, sorted.
 
@@ -125,6 +178,7 @@ class FilterModule:
     def filters(self) -> dict[str, Any]:
         """Return the filters by name."""
         return {
+            "bundled_models": bundled_models,
             "link_directories": link_directories,
             "model_files": model_files,
             "unpinned_models": unpinned_models,

@@ -768,3 +768,77 @@ def test_whatever_is_written_gives_messages_and_never_a_crash(problems):
             )
             assert found
             assert all(isinstance(line, str) and "\n" not in line for line in found)
+
+
+DIGEST = "sha256:" + "b" * 64
+
+
+def image_from(source, **changes):
+    return {"source": source, "archive": "", "registry_ref": "", "id": ""} | changes
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (
+            image_from("registri"),
+            'llamacpp_image_source: "registri" is not a source of the image; did you mean registry?',
+        ),
+        (
+            image_from("pull"),
+            'llamacpp_image_source: "pull" is not a source of the image; valid are build, archive, registry',
+        ),
+        (
+            image_from("archive"),
+            "llamacpp_image_archive: is empty, but llamacpp_image_source is archive; give the path here of an"
+            " archive that image.yml has written",
+        ),
+        (
+            image_from("archive", archive="/no/such.tar"),
+            "llamacpp_image_archive: /no/such.tar is not a file on this machine, but llamacpp_image_source"
+            " is archive; give the path here of an archive that image.yml has written",
+        ),
+        (
+            image_from("registry"),
+            "llamacpp_image_registry_ref: is empty, but llamacpp_image_source is registry; write"
+            " REGISTRY/NAME@sha256:DIGEST, or REGISTRY/NAME:TAG",
+        ),
+        (
+            image_from("registry", registry_ref="registry.example.com:5000/llm/llamacpp"),
+            'llamacpp_image_registry_ref: "registry.example.com:5000/llm/llamacpp" names no image, but'
+            " llamacpp_image_source is registry; write REGISTRY/NAME@sha256:DIGEST, or REGISTRY/NAME:TAG",
+        ),
+        (
+            image_from("registry", registry_ref="https://registry.example.com/llamacpp:1"),
+            'llamacpp_image_registry_ref: "https://registry.example.com/llamacpp:1" names no image, but'
+            " llamacpp_image_source is registry; write REGISTRY/NAME@sha256:DIGEST, or REGISTRY/NAME:TAG",
+        ),
+        (
+            image_from("registry", registry_ref="r.example/llamacpp:1", id="b1946ac92492"),
+            'llamacpp_image_id: "b1946ac92492" is not sha256: and 64 hexadecimal digits; write'
+            " the id that `docker image ls --no-trunc` shows, or leave it out",
+        ),
+    ],
+)
+def test_where_the_image_comes_from(problems, image, message):
+    assert problems(image=image) == [message]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llamacpp:1",
+        "llm/llamacpp:0.3.36-cpu",
+        "localhost:5000/llamacpp:1",
+        f"registry.example.com/a/b-c/llamacpp@{DIGEST}",
+        f"registry.example.com:443/llm/llamacpp:1@{DIGEST}",
+    ],
+)
+def test_names_of_images_in_registries(problems, name):
+    assert problems(image=image_from("registry", registry_ref=name, id=DIGEST)) == []
+
+
+def test_only_the_source_that_is_used_is_looked_at(problems, tmp_path):
+    (tmp_path / "image.tar").touch()
+    assert problems(image=image_from("archive", archive=str(tmp_path / "image.tar"), registry_ref="?")) == []
+    assert problems(image=image_from("build", archive="/no/such.tar", registry_ref="?", id="?")) == []
