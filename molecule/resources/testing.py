@@ -167,6 +167,21 @@ def play(scenario) -> Callable[..., Play]:
 
 
 @pytest.fixture
+def in_background(scenario):
+    """Returns a function that starts a playbook as Running does; what still runs at the end is killed."""
+    begun = []
+
+    def run(*options: str, **variables) -> Running:
+        begun.append(Running(scenario, *options, **variables))
+        return begun[-1]
+
+    yield run
+    for running in begun:
+        if running.runs:
+            running.kill()
+
+
+@pytest.fixture
 def container(host):
     """Returns a function: what `docker inspect` says of the running container."""
 

@@ -100,18 +100,13 @@ def deploy(play) -> Callable[..., Play]:
 
 
 @pytest.fixture
-def begin(scenario):
-    """Returns a function like deploy, whose run goes on in the background; at the end it is killed."""
-    begun = []
+def begin(in_background) -> Callable[..., Running]:
+    """Returns a function like deploy, whose run goes on in the background."""
 
     def run(**variables) -> Running:
-        begun.append(Running(scenario, "site.yml", "--tags", "server", **variables))
-        return begun[-1]
+        return in_background("site.yml", "--tags", "server", **variables)
 
-    yield run
-    for running in begun:
-        if running.runs:
-            running.kill()
+    return run
 
 
 @pytest.fixture(scope="session")

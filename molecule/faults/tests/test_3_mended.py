@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-
 import pytest
-from conftest import HOME, HOST
+from conftest import HOME
 from testing import answers, wait_until
 
 UNIT = "/etc/systemd/system/llamacpp.service"
@@ -98,8 +96,3 @@ def test_survives_the_end_that_the_kernel_makes_of_a_process_without_memory(host
         "another container",
     )
     wait_until(lambda: answers(client), "an answer")
-
-
-def test_survives_a_reboot(host, client):
-    subprocess.run(["docker", "restart", HOST], check=True, capture_output=True, timeout=300)
-    wait_until(lambda: answers(client), "an answer", seconds=300)

@@ -135,19 +135,14 @@ def fetch(play, smollm2) -> Callable[..., Play]:
 
 
 @pytest.fixture
-def begin(scenario, smollm2):
-    """Returns a function like that of fetch, whose run goes on in the background; at the end it is killed."""
-    begun = []
+def begin(in_background, smollm2) -> Callable[..., Running]:
+    """Returns a function like that of fetch, whose run goes on in the background."""
 
     def run(*entries: dict, options: tuple[str, ...] = (), **variables) -> Running:
         variables = {"llm_models": [smollm2, *entries]} | variables
-        begun.append(Running(scenario, "site.yml", "--tags", "models", *options, **variables))
-        return begun[-1]
+        return in_background("site.yml", "--tags", "models", *options, **variables)
 
-    yield run
-    for running in begun:
-        if running.runs:
-            running.kill()
+    return run
 
 
 @pytest.fixture(scope="session")
