@@ -60,9 +60,13 @@ class Trickle:
                 problem = f"{type(error).__name__}: {error}"
             self.requests.append(Request(sent, problem))
 
+    def sent(self, since: float = 0) -> list[Request]:
+        """The requests since a time (monotonic seconds)."""
+        return [request for request in self.requests if request.sent >= since]
+
     def lost(self, since: float = 0) -> list[Request]:
-        """The requests since a time (monotonic seconds) that were not answered."""
-        return [request for request in self.requests if request.sent >= since and request.problem]
+        """Those of them that were not answered."""
+        return [request for request in self.sent(since) if request.problem]
 
     def end(self) -> None:
         """Asks no more."""
@@ -117,6 +121,13 @@ def trickle(pytestconfig):
     client.end()
 
 
+@pytest.fixture(scope="session")
+def figures(pytestconfig) -> list[str]:
+    """Lines that the end of the output shows."""
+    pytestconfig.figures = []
+    return pytestconfig.figures
+
+
 @pytest.fixture(autouse=True)
 def always_answers(client, trickle, request):
     """Proves after each test that both models answer; after a refusal also that no request was lost."""
@@ -149,3 +160,5 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.write_line(
             f"{asked} requests sent meanwhile, {lost} lost (in swaps, and while nothing ran)"
         )
+    for line in getattr(config, "figures", []):
+        terminalreporter.write_line(line)
