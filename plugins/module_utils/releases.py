@@ -34,6 +34,8 @@ ANSWER_TOKENS = 8  # one alone may be the half of a character
 LOG_LINES = 30
 YOUNG = 3600  # seconds
 IN_CONTAINER = "/llamacpp/model/"  # where the directory of model files is seen
+CONFIG, CERTIFICATE, PRIVATE_KEY = "config.json", "tls.crt", "tls.key"
+OUR_CERTIFICATE = "/llamacpp/tls.crt"  # where the server sees it
 
 
 class Problem(Exception):
@@ -101,7 +103,11 @@ class Release:
 
     def files(self) -> list[tuple[str, str]]:
         """Return (path in the release, path on the host) of each file; the first may be absent."""
-        return [(os.path.join(self.path, name), target) for name, target in self.record["files"].items()]
+        files = dict(self.record["files"])
+        # Records of earlier versions say nothing of TLS: they do without, and leave no private key behind.
+        for name in (CERTIFICATE, PRIVATE_KEY):
+            files.setdefault(name, os.path.join(os.path.dirname(files[CONFIG]), name))
+        return [(os.path.join(self.path, name), target) for name, target in files.items()]
 
     def api_key(self) -> str:
         """Return the key that clients must send, empty for none."""
@@ -112,9 +118,15 @@ class Release:
                         return line[len("API_KEY=") :]
         return ""
 
+    def certificate(self) -> str:
+        """Return the deployed certificate and its chain, as PEM; empty when config.json does not name it."""
+        if read_json(os.path.join(self.path, CONFIG)).get("ssl_certfile") != OUR_CERTIFICATE:
+            return ""  # none, or one that the operator has brought in another way
+        return (read_bytes(os.path.join(self.path, CERTIFICATE)) or b"").decode("ascii", "replace")
+
     def model_files(self) -> list[str]:
         """Return the paths on the host of the model files that config.json names."""
-        models = read_json(os.path.join(self.path, "config.json")).get("models", [])
+        models = read_json(os.path.join(self.path, CONFIG)).get("models", [])
         return [
             os.path.join(self.models_dir, text[len(IN_CONTAINER) :])
             for text in strings_in(models)
@@ -131,12 +143,16 @@ class Release:
         return all(read_bytes(source) == read_bytes(target) for source, target in self.files())
 
     def was_edited_before(self, started: str) -> bool:
-        """Whether a container that was started then (str, as Docker says it) has read another config.json."""
-        for source, target in self.files():
-            if os.path.basename(source) == "config.json" and read_bytes(source) != read_bytes(target):
-                seconds = calendar.timegm(time.strptime(started[:19], "%Y-%m-%dT%H:%M:%S"))
-                return os.path.exists(target) and os.stat(target).st_ctime < seconds
-        return False
+        """Whether a container that was started then (str, as Docker says it) has read other files."""
+        seconds = calendar.timegm(time.strptime(started[:19], "%Y-%m-%dT%H:%M:%S"))
+        return any(
+            os.path.basename(source) in (CONFIG, CERTIFICATE, PRIVATE_KEY)
+            and os.path.exists(source)
+            and os.path.exists(target)
+            and read_bytes(source) != read_bytes(target)
+            and os.stat(target).st_ctime < seconds
+            for source, target in self.files()
+        )
 
     def has_leftovers(self) -> bool:
         """Whether something is left of files that were to be put in place when the host went down."""
@@ -430,7 +446,7 @@ class Instance:
         """Return, as a release, what runs but was not deployed by releases; None when nothing runs."""
         running = self.running()
         home = running.get("home", "")
-        config = read_json(os.path.join(home, "config.json")) if home else {}
+        config = read_json(os.path.join(home, CONFIG)) if home else {}
         if not config or not os.path.isfile(self._unit):
             return None
         path = os.path.join(self.path, "releases", f"{now().replace(':', '-')}-found")
@@ -452,7 +468,9 @@ class Instance:
             "probe": aliases,
             "models_dir": os.path.join(home, "model"),
             "files": {
-                "config.json": os.path.join(home, "config.json"),
+                CERTIFICATE: os.path.join(home, CERTIFICATE),
+                PRIVATE_KEY: os.path.join(home, PRIVATE_KEY),
+                CONFIG: os.path.join(home, CONFIG),
                 "instance.service": self._unit,
                 "instance.env": f"/etc/llamacpp/{self.name}.env",
             },
@@ -503,7 +521,7 @@ class Instance:
 
     def _probe(self, release: Release) -> dict[str, float]:
         """Return the seconds that each model took to answer a real question. Errors: Broken."""
-        client = Client(release.url, release.api_key(), self._timeout)
+        client = Client(release.url, release.api_key(), self._timeout, release.certificate())
         seconds = {}
         # The first one last: it is the one that is loaded after a start, and stays so.
         for alias in [*release.probe[1:], *release.probe[:1]]:
@@ -575,14 +593,13 @@ class Instance:
             for target in sorted(targets):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(target)
-                # The mount point of the model files is in it; where these are themselves, it stays.
-                if os.path.basename(target) == "config.json":
-                    for directory in (
-                        os.path.join(os.path.dirname(target), "model"),
-                        os.path.dirname(target),
-                    ):
-                        with contextlib.suppress(OSError):
-                            os.rmdir(directory)
+            # The mount point of the model files is in it; where these are themselves, it stays.
+            for home in sorted(
+                {os.path.dirname(target) for target in targets if os.path.basename(target) == CONFIG}
+            ):
+                for directory in (os.path.join(home, "model"), home):
+                    with contextlib.suppress(OSError):
+                        os.rmdir(directory)
             self._systemctl("daemon-reload")
         shutil.rmtree(self.path)
         return there

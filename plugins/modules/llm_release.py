@@ -7,8 +7,9 @@ DOCUMENTATION = r"""
 module: llm_release
 short_description: Changes an instance to another release, or leaves it with the one that serves
 description:
-  - A release is a directory with the files of one deployment (config.json, the unit, the API key) and
-    with C(release.json), the record of what it is, below O(state_dir)C(/INSTANCE/releases).
+  - A release is a directory with the files of one deployment (config.json, the unit, the API key, the
+    certificate and its private key) and with C(release.json), the record of what it is, below
+    O(state_dir)C(/INSTANCE/releases).
   - O(state=tried) puts the files in place, has systemd restart the instance where its container is not
     that of the release, waits until it is ready, and asks each model a real question. If anything of
     this fails, the files of the last good release are put back, its models are asked, and the module
@@ -116,7 +117,7 @@ def main():
     # Whoever started this may go away; what has begun here is brought to its end.
     for ending in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(ending, signal.SIG_IGN)
-    os.umask(0o077)  # one of the files holds the API key
+    os.umask(0o077)  # among the files are the API key and a private key
     instance = Instance(
         wanted["name"], wanted["state_dir"], module.run_command, wanted["docker_socket"], wanted["timeout"]
     )

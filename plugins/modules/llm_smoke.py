@@ -23,6 +23,12 @@ options:
     description: Bearer token; empty when the server asks for none.
     type: str
     default: ""
+  certificate:
+    description:
+      - PEM text, of which the first certificate must be the one that an C(https) server shows; the rest of
+        the text is not looked at. Empty accepts any.
+    type: str
+    default: ""
   embeddings:
     description: Whether the models were deployed with C(embedding=true).
     type: bool
@@ -181,6 +187,7 @@ def main():
             "url": {"type": "str", "required": True},
             "models": {"type": "list", "elements": "str", "required": True},
             "api_key": {"type": "str", "default": "", "no_log": True},
+            "certificate": {"type": "str", "default": ""},
             "embeddings": {"type": "bool", "default": True},
             "max_tokens": {"type": "int", "default": 48},
             "timeout": {"type": "int", "default": 900},
@@ -189,7 +196,7 @@ def main():
     )
     if module.check_mode:
         module.exit_json(changed=False, skipped=True, msg="a smoke test needs a running server", broken=[])
-    client = Client(module.params["url"], module.params["api_key"], module.params["timeout"])
+    client = Client(*(module.params[name] for name in ("url", "api_key", "timeout", "certificate")))
     result = smoke(
         client,
         module.params["models"],

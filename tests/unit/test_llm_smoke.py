@@ -4,11 +4,13 @@ so a stand-in breaks them one at a time; that a real one keeps them is proved by
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import llm_smoke
 import pytest
+from certificates import certify, make_key, text_of
 from smoke import smoke_broken, smoke_report, smoke_summary
 
 KEY = "right-key"
@@ -117,6 +119,55 @@ def test_a_server_that_is_not_there_is_one_complaint():
     broken = llm_smoke.smoke(client, ["one"])["broken"]
     assert len(broken) == 1
     assert "no answer from http://127.0.0.1:9" in broken[0]
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """Two pairs of certificate and private key."""
+    keys = make_key(), make_key()
+    return [(certify(key), text_of(key)) for key in keys]
+
+
+@pytest.fixture
+def ask_over_tls(pairs, tmp_path):
+    """Returns a function: what is known of the certificate -> result of the smoke test over TLS."""
+    (tmp_path / "pair.pem").write_text("\n".join(pairs[0]))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "pair.pem")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), StandinHandler)
+    server.fault = None
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def asked(certificate: str) -> dict:
+        url = f"https://127.0.0.1:{server.server_port}"
+        client = llm_smoke.Client(url, KEY, timeout=5, certificate=certificate)
+        return llm_smoke.smoke(client, ["one", "two"])
+
+    yield asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_over_tls_the_given_certificate_is_enough_and_its_chain_does_not_matter(ask_over_tls, pairs):
+    assert ask_over_tls(pairs[0][0])["broken"] == []
+    assert ask_over_tls(f"llm.example.com\n{pairs[0][0]}\n{pairs[1][0]}\n")["broken"] == []
+    assert ask_over_tls("")["broken"] == []
+
+
+@pytest.mark.parametrize(
+    ("certificate", "complaint"),
+    [
+        (lambda pairs: pairs[1][0], " has another certificate than the deployed one"),
+        (lambda pairs: f"{pairs[1][0]}\n{pairs[0][0]}", " has another certificate than the deployed one"),
+        (lambda _pairs: "no certificate", "the deployed certificate cannot be read: "),
+    ],
+    ids=["another", "second of the chain", "none"],
+)
+def test_over_tls_another_certificate_is_one_complaint(ask_over_tls, pairs, certificate, complaint):
+    (line,) = ask_over_tls(certificate(pairs))["broken"]
+    assert line.startswith("is alive (GET /openapi.json): ")
+    assert complaint in line
 
 
 def test_summary_shows_answers_figures_and_complaints(ask):

@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import socketserver
+import ssl
 import threading
 import time
 from pathlib import Path
@@ -25,6 +26,7 @@ import pytest
 import yaml
 from ansible.module_utils import gguf, releases
 from ansible.module_utils.releases import Instance, Problem, Release
+from certificates import certify, make_key, text_of
 
 PROJECT = Path(__file__).resolve().parents[2]
 NAME = "llm-under-test"  # no host has a key in /etc/llamacpp/llm-under-test.env
@@ -36,6 +38,9 @@ UNIT = """\
 ExecStart=docker run --name={name} --label=io.ansible-llamacpp.release={label} {image}
 # {note}
 """
+# Two pairs of certificate and private key. One is past its end: it is still the one that was deployed.
+KEYS = make_key(), make_key()
+PAIRS = tuple((certify(key, ends=-1), text_of(key)) for key in KEYS)
 JOB_FAILED = f"Job for {NAME}.service failed because the control process exited with error code."
 
 
@@ -89,10 +94,10 @@ class World:
         """What a new run works with."""
         return Instance(NAME, str(self.state), self.run, self.stage.socket, 5, str(self.path / "units"))
 
-    def make(self, identifier, setting="4096", key="", note="", image=IMAGE, probe=MODELS):
+    def make(self, identifier, setting="4096", key="", note="", image=IMAGE, probe=MODELS, tls=None):
         """Write a release as tasks/release.yml does; another note does not make another container."""
-        config = self.config(setting)
-        label = hashlib.sha256(f"{config}{image}".encode()).hexdigest()
+        config = self.config(setting, tls)
+        label = hashlib.sha256(f"{config}{image}{tls}".encode()).hexdigest()
         unit = UNIT.format(name=NAME, label=label, image=image, note=note)
         path = self.state / NAME / "releases" / identifier
         path.mkdir(parents=True, mode=0o700)
@@ -101,6 +106,9 @@ class World:
         if key:
             (path / f"{NAME}.env").write_text(f"API_KEY={key}\n")
             (path / f"{NAME}.env").chmod(0o600)
+        for name, text in zip(("tls.crt", "tls.key"), tls or (), strict=False):
+            (path / name).write_text(text)
+            (path / name).chmod(0o640)
         record = {
             "id": identifier,
             "instance": NAME,
@@ -110,11 +118,13 @@ class World:
             "label": label,
             "content": hashlib.sha256(f"{label} {unit}".encode()).hexdigest(),
             "image": image,
-            "url": "http://{}:{}".format(*self.address),
+            "url": self.url(tls),
             "models": list(MODELS),
             "probe": list(probe),
             "models_dir": str(self.models),
             "files": {
+                "tls.crt": str(self.home / "tls.crt"),
+                "tls.key": str(self.home / "tls.key"),
                 "config.json": str(self.config_file),
                 f"{NAME}.service": str(self.unit_file),
                 f"{NAME}.env": str(self.env_file),
@@ -123,10 +133,18 @@ class World:
         (path / "release.json").write_text(json.dumps(record))
         return Release(str(path))
 
-    def config(self, setting):
+    def url(self, tls):
+        address = self.stage.tls_address if tls else self.address
+        return "{}://{}:{}".format("https" if tls else "http", *address)
+
+    def config(self, setting, tls=None):
         models = [{"model": f"/llamacpp/model/{name}.gguf", "model_alias": name} for name in MODELS]
         models[2]["clip_model_path"] = "/llamacpp/model/mmproj.gguf"
-        return json.dumps({"port": self.address[1], "n_ctx": setting, "models": models})
+        config = {"port": self.address[1], "n_ctx": setting, "models": models}
+        if tls:
+            config["port"] = self.stage.tls_address[1]
+            config |= {"ssl_certfile": "/llamacpp/tls.crt", "ssl_keyfile": "/llamacpp/tls.key"}
+        return json.dumps(config)
 
     def deploy(self, *arguments, **details):
         """Have a new release be tried and accepted, as site.yml does."""
@@ -247,6 +265,8 @@ class World:
         if not self.config_file.exists() or self.faults.get(label) == "start":
             self.journal.append("error: failed to load model: out of memory")
             return 1, "", f'{JOB_FAILED}\nSee "journalctl -xeu {NAME}.service" for details.\n'
+        config = json.loads(self.config_file.read_text())
+        files = [self.home / os.path.basename(config[name]) for name in config if name.startswith("ssl_")]
         self.started += 1
         key = self.env_file.read_text().strip().removeprefix("API_KEY=") if self.env_file.exists() else ""
         self.container = {
@@ -255,6 +275,7 @@ class World:
             "image": re.search("release=.* (.*)\n", self.loaded)[1],
             "config": self.config_file.read_text(),
             "key": key,
+            "tls": tuple(file.read_text() for file in files),
             "started": now_and(0),
             "models": {path.stem: path.read_text() for path in self.models.glob("*.gguf")},
         }
@@ -294,6 +315,7 @@ class World:
             return None, b""
         fault = self.faults.get(now["label"])
         fault = fault.get(alias) if isinstance(fault, dict) else fault
+        fault = None if fault == "other certificate" else fault  # whoever asks all the same is answered
         aliases = [model["model_alias"] for model in json.loads(now["config"])["models"]]
         choice = {"message": {"content": "" if fault == "empty" else f"I am {alias}."}}
         body = {"choices": [choice], "usage": {"completion_tokens": 0 if fault == "empty" else 4}}
@@ -347,12 +369,27 @@ class Stage:
                 self.end_headers()
                 self.wfile.write(body)
 
+        class TlsServer(socketserver.ThreadingTCPServer):
+            """Shows the certificate that the container has read at its start."""
+
+            def get_request(self):
+                connection, address = super().get_request()
+                now = stage.world.container
+                pair = path / "pair.pem"
+                is_other = stage.world.faults.get(now["label"]) == "other certificate"
+                pair.write_text("\n".join(PAIRS[1] if is_other else now["tls"]))
+                context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+                context.load_cert_chain(pair)
+                return context.wrap_socket(connection, server_side=True), address
+
         self.servers = [
             socketserver.ThreadingTCPServer(("127.0.0.1", 0), Server),
             socketserver.ThreadingTCPServer(("127.0.0.2", 0), Server),
+            TlsServer(("127.0.0.1", 0), Server),
             socketserver.ThreadingUnixStreamServer(self.socket, Docker),
         ]
         self.addresses = [server.server_address for server in self.servers[:2]]
+        self.tls_address = self.servers[2].server_address
         for server in self.servers:
             server.daemon_threads = True
             threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
@@ -395,6 +432,9 @@ def test_the_releases_of_these_tests_are_like_those_of_the_role(world):
     tasks = yaml.safe_load((PROJECT / "roles/llamacpp_server/tasks/release.yml").read_text())
     written = [task["vars"]["__llamacpp_server_record"] for task in tasks if "vars" in task]
     assert [list(record) for record in written] == [list(world.make("a").record)]
+    keys = re.findall(r"[{,]\s*([^{},]+?):", written[0]["files"])
+    names = [key.replace("__llamacpp_server_name ~ '", f"'{NAME}").strip("'") for key in keys]
+    assert names == list(world.make("b").record["files"])
 
 
 # ---- a change that succeeds
@@ -548,6 +588,116 @@ def test_a_model_file_that_is_another_one_now_restarts_also_when_the_unit_change
     world.instance().try_release("b")
     world.instance().accept("b", 10)
     assert world.container["models"]["two"] == "other weights"
+
+
+# ---- TLS
+
+
+def without_tls(release):
+    """Have a release be one of an earlier version, whose record says nothing of TLS."""
+    for name in ("tls.crt", "tls.key"):
+        del release.record["files"][name]
+    Path(release.path, "release.json").write_text(json.dumps(release.record))
+
+
+def test_certificate_and_key_come_with_a_release_and_its_models_are_asked_over_tls(world):
+    world.deploy("a")
+    new = world.deploy("b", tls=PAIRS[0])
+    world.check_serves(new)
+    world.check_proved()
+    assert world.container["tls"] == PAIRS[0]
+    assert (world.home / "tls.key").stat().st_mode & 0o777 == 0o640
+
+
+def test_another_certificate_is_another_release_with_a_restart(world):
+    world.deploy("a", tls=PAIRS[0])
+    new = world.make("b", tls=PAIRS[1])
+    assert world.instance().try_release("b")["restarted"] is True
+    world.check_serves(new)
+    world.check_proved()
+    assert world.container["tls"] == PAIRS[1]
+
+
+def test_a_server_that_shows_another_certificate_is_asked_nothing_and_taken_back(world):
+    old = world.deploy("a", key=KEY)
+    new = world.make("b", key=KEY, tls=PAIRS[0])
+    world.faults[new.label] = "other certificate"
+    told = failure(world.instance().try_release, "b")
+    assert f"model two does not answer: {new.url} has another certificate than the deployed one" in told
+    assert {number for number, _alias, _status in world.answered} == {1, 3}  # the second one was told no key
+    world.check_serves(old)
+
+
+def test_a_certificate_that_the_operator_has_brought_another_way_is_not_compared(world):
+    release = world.make("a", tls=PAIRS[0])
+    config = json.loads(Path(release.path, "config.json").read_text())
+    config["ssl_certfile"] = "/somewhere/tls.crt"
+    Path(release.path, "config.json").write_text(json.dumps(config))
+    world.faults[release.label] = "other certificate"
+    world.instance().try_release("a")
+    world.check_proved()
+
+
+@pytest.mark.parametrize("is_of_an_earlier_version", [False, True])
+def test_going_back_to_a_release_without_tls_leaves_no_private_key(world, is_of_an_earlier_version):
+    old = world.deploy("a")
+    if is_of_an_earlier_version:
+        without_tls(old)
+    world.deploy("b", tls=PAIRS[0])
+    assert world.instance().facts("")["is_in_place"] is True
+    world.instance().try_release("a")
+    world.check_serves(old)
+    assert not (world.home / "tls.crt").exists()
+    assert not (world.home / "tls.key").exists()
+
+
+def test_a_release_with_tls_that_does_not_serve_leaves_no_private_key(world):
+    old = world.deploy("a")
+    before = world.files()
+    world.faults[world.make("b", tls=PAIRS[0]).label] = "500"
+    assert "serves again" in failure(world.instance().try_release, "b")
+    assert world.files() == before
+    world.check_serves(old)
+
+
+def test_a_release_with_tls_can_be_gone_back_to(world):
+    old = world.deploy("a", tls=PAIRS[0])
+    world.deploy("b")
+    world.instance().try_release("a")
+    world.check_serves(old)
+    world.check_proved()
+
+
+@pytest.mark.parametrize("name", ["tls.crt", "tls.key"])
+def test_a_file_of_tls_that_was_edited_by_hand_and_read_does_not_go_on_serving(world, name):
+    release = world.deploy("a", tls=PAIRS[0])
+    (world.home / name).write_text("by hand")
+    assert world.instance().facts("")["is_in_place"] is False
+    world.container["started"] = now_and(5)
+    assert world.instance().try_release("a")["restarted"] is True
+    world.check_serves(release)
+
+
+def test_an_instance_with_tls_is_removed_with_all_its_files(world):
+    world.deploy("a", tls=PAIRS[0])
+    assert world.instance().remove() is True
+    assert not world.home.exists()
+
+
+def test_after_a_kill_at_any_step_of_going_without_tls_the_next_run_leaves_no_private_key(
+    world, stage, tmp_path, steps
+):
+    def prepare(world):
+        world.deploy("a", tls=PAIRS[0])
+        return (world.make("b"),)
+
+    def check(world, new):
+        deploy("b")(world)
+        world.check_serves(new)
+        world.check_proved()
+        assert not (world.home / "tls.key").exists()
+
+    assert after_each_death(stage, tmp_path, steps, prepare, deploy("b"), check) == {}
 
 
 # ---- a change that fails
@@ -1001,8 +1151,8 @@ def test_after_a_kill_at_any_step_each_release_that_is_told_is_whole(world, stag
 
     def prepare(world):
         for identifier in ("0", "a"):
-            world.deploy(identifier, setting=identifier, key=KEY)
-        world.make("b", setting="8192", key=KEY)
+            world.deploy(identifier, setting=identifier, key=KEY, tls=PAIRS[0])
+        world.make("b", setting="8192", key=KEY, tls=PAIRS[1])
         return ()
 
     def act(world):

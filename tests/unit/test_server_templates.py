@@ -81,6 +81,23 @@ def test_an_api_key_reaches_neither_the_unit_nor_config_json(render):
     assert "--env-file=/etc/llamacpp/llamacpp.env" in unit
 
 
+def test_with_a_certificate_config_json_names_it_and_another_one_is_another_container(render):
+    pair = {"llm_tls_certificate": "a certificate", "llm_tls_private_key": "s3cret-key\n"}
+    config, unit = render(**pair)
+    assert (config["ssl_certfile"], config["ssl_keyfile"]) == ("/llamacpp/tls.crt", "/llamacpp/tls.key")
+    assert "s3cret-key" not in unit + json.dumps(config)
+    # Only what the container reads counts, and an end of line is not read.
+    assert render(**pair | {"llm_tls_private_key": "s3cret-key"}) == (config, unit)
+    for name in pair:
+        assert render(**pair | {name: "renewed"})[1] != unit
+
+
+def test_an_own_certificate_in_the_settings_is_left_alone(render):
+    settings = {"ssl_certfile": "/llamacpp/model/own.crt", "ssl_keyfile": "/llamacpp/model/own.key"}
+    config, _ = render(llm_server_settings=settings, llm_tls_certificate=None)
+    assert {name: config[name] for name in settings} == settings
+
+
 def test_limits_and_capabilities_reach_docker(render):
     _, unit = render(
         llamacpp_server_memory="16g",
