@@ -1,4 +1,4 @@
-"""Who may connect, proved by connections from this machine, from the host itself, and from a neighbour of it."""
+"""Who may connect, proved by connections: from this machine, from the host itself, and from a neighbour."""
 
 from __future__ import annotations
 
