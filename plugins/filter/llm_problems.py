@@ -7,6 +7,7 @@ file and line.
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -51,7 +52,7 @@ RESERVED_SERVER_SETTINGS = {
 ALSO_VALID = {"n_threads": (-1,), "n_threads_batch": (-1,)}
 
 # Units that hosts of this kind have already; an instance of that name would overwrite one.
-FOREIGN_UNITS = ("docker", "containerd", "dbus", "ssh", "sshd", "cron", "networking")
+FOREIGN_UNITS = ("docker", "containerd", "dbus", "ssh", "sshd", "cron", "networking", "llamacpp-firewall")
 # What is valid as a container name, a host name and a unit name at once.
 INSTANCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{1,62}")
 GPU_UUID = re.compile(r"(GPU|MIG)-[0-9A-Za-z/-]+")
@@ -74,7 +75,13 @@ MOUNTABLE = re.compile(r"/[\w./@+=:-]+", re.ASCII)
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "no_proxy")
 
 # Variables without a default: optional ones, and what a role hands to the next.
-OPTIONAL_VARIABLES = ("llm_api_key", "llm_hub_token", "llamacpp_image_ref", "preflight_gpus")
+OPTIONAL_VARIABLES = (
+    "llm_api_key",
+    "llm_hub_token",
+    "llamacpp_image_ref",
+    "preflight_gpus",
+    "llm_firewall_old_ports",
+)
 MISSPELLED = 0.85
 
 TYPE_NAMES = {
@@ -102,6 +109,7 @@ def llm_problems(
     proxies: dict[str, str] | None = None,
     lock: object = None,
     image: dict[str, str] | None = None,
+    allowed_sources: object = (),
 ) -> list[str]:
     """Return every problem of the operator's input, one line each; empty when there is none.
 
@@ -122,6 +130,7 @@ def llm_problems(
         lock: llm_models_lock as it is, of whatever type; left out like an empty one.
         image: where the image comes from: ``source`` (llamacpp_image_source), ``archive``, ``registry_ref``
             and ``id`` (the variables of that name); left out it is built.
+        allowed_sources: llm_allowed_sources as it was written, of whatever type.
 
     Errors: none; wrong input is what it reports.
     """
@@ -137,6 +146,7 @@ def llm_problems(
         )
     problems += _network_and_path_problems(paths or {}, proxies or {})
     problems += _image_problems(image or {"source": "build"})
+    problems += _source_problems(allowed_sources)
     settings = _Settings(schema or {})
     problems += settings.check(
         "llm_server_settings", "", server_settings, "server_settings", RESERVED_SERVER_SETTINGS
@@ -241,6 +251,48 @@ def _image_problems(image: dict[str, str]) -> Iterator[str]:
             f"llamacpp_image_id: {_short(image['id'])} is not sha256: and 64 hexadecimal digits; write"
             " the id that `docker image ls --no-trunc` shows, or leave it out",
         )
+
+
+def _source_problems(sources: object) -> Iterator[str]:
+    """Yield the problems of llm_allowed_sources."""
+    if not isinstance(sources, list | tuple):
+        yield _line(
+            sources,
+            f"llm_allowed_sources: must be a list of addresses and networks, not {_got(sources)};"
+            " [] lets everyone connect",
+        )
+        return
+    for index, source in enumerate(sources):
+        problem = _source_problem(source)
+        if problem:
+            yield _line(source, f"llm_allowed_sources[{index}]: {problem}", sources)
+
+
+def _source_problem(source: object) -> str:
+    """Return what is wrong with one address or network, nothing when it is right."""
+    example = "write an address (192.0.2.10) or a network (192.0.2.0/24, fd00:1::/64)"
+    if not isinstance(source, str):
+        return f"is {_got(source)}; {example}, in quotes"
+    text, shown = str(source), _short(source)
+    try:
+        network = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        if re.search(r"[g-z]", text.lower()):
+            return f"{shown} is a name, not an address, and names are not looked up; {example}"
+        return f"{shown} is neither an address nor a network; {example}"
+    if "%" in text:
+        return f"{shown} names an interface; write the address without %"
+    if isinstance(network, ipaddress.IPv6Network) and network.network_address.ipv4_mapped:
+        return f"{shown} is an IPv4 address in the form of IPv6; write {network.network_address.ipv4_mapped}"
+    if network.prefixlen == network.max_prefixlen and network.network_address.is_unspecified:
+        return f"{shown} is the address of nobody; llm_allowed_sources: [] lets everyone connect"
+    address = ipaddress.ip_address(text.partition("/")[0])
+    if address != network.network_address:
+        return (
+            f"{shown} is an address inside a network; write {network} for all of it,"
+            f" or {address} for this one alone"
+        )
+    return ""
 
 
 class _Settings:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import calendar
 import contextlib
 import fcntl
+import glob
 import json
 import os
 import shutil
@@ -181,6 +182,17 @@ class Release:
                 with contextlib.suppress(OSError):
                     os.unlink(copy)
             raise
+
+
+def kept_ports(state_dir: str) -> list[int]:
+    """Return the ports of all releases of all instances that a host keeps.
+
+    Arguments: state_dir (str), the directory with them; it need not exist.
+    Errors: none; a release that cannot be read has no port.
+    """
+    configs = glob.glob(os.path.join(glob.escape(state_dir), "*", "releases", "*", "config.json"))
+    ports = {read_json(path).get("port") for path in configs}
+    return sorted(port for port in ports if isinstance(port, int))
 
 
 def are_the_same(before: dict[str, str], after: dict[str, str]) -> bool:

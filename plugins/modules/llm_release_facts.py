@@ -50,12 +50,17 @@ others:
   type: list
   elements: str
   returned: always
+ports:
+  description: Ports of all releases on this host, of whichever instance; each may be put back.
+  type: list
+  elements: int
+  returned: always
 """
 
 import os
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.releases import Instance
+from ansible.module_utils.releases import Instance, kept_ports
 
 
 def main():
@@ -76,7 +81,12 @@ def main():
         instances[name] = instance.facts(module.params["api_key"])
     entries = os.scandir(state_dir) if os.path.isdir(state_dir) else []
     known = sorted(entry.name for entry in entries if entry.is_dir())
-    module.exit_json(changed=False, instances=instances, others=[name for name in known if name not in names])
+    module.exit_json(
+        changed=False,
+        instances=instances,
+        others=[name for name in known if name not in names],
+        ports=kept_ports(state_dir),
+    )
 
 
 if __name__ == "__main__":

@@ -842,3 +842,59 @@ def test_only_the_source_that_is_used_is_looked_at(problems, tmp_path):
     (tmp_path / "image.tar").touch()
     assert problems(image=image_from("archive", archive=str(tmp_path / "image.tar"), registry_ref="?")) == []
     assert problems(image=image_from("build", archive="/no/such.tar", registry_ref="?", id="?")) == []
+
+
+def test_sources_that_may_connect_can_be_addresses_and_networks(problems):
+    sources = ["192.0.2.10", "10.0.0.0/8", "fd00:1::/64", "2001:db8::1", "0.0.0.0/0", "192.0.2.10/32"]
+    assert problems(allowed_sources=sources) == []
+    assert problems(allowed_sources=[]) == []
+
+
+WRITE = "write an address (192.0.2.10) or a network (192.0.2.0/24, fd00:1::/64)"
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        (
+            "192.0.2.10/24",
+            '"192.0.2.10/24" is an address inside a network; write 192.0.2.0/24 for all of it, or 192.0.2.10'
+            " for this one alone",
+        ),
+        (
+            "fd00:1::7/64",
+            '"fd00:1::7/64" is an address inside a network; write fd00:1::/64 for all of it, or fd00:1::7 for'
+            " this one alone",
+        ),
+        (
+            "gw.example.com",
+            f'"gw.example.com" is a name, not an address, and names are not looked up; {WRITE}',
+        ),
+        ("10.0.0.1-10.0.0.9", f'"10.0.0.1-10.0.0.9" is neither an address nor a network; {WRITE}'),
+        ("10.0.0.0/33", f'"10.0.0.0/33" is neither an address nor a network; {WRITE}'),
+        (
+            "10.0.0.1 # gateway",
+            f'"10.0.0.1 # gateway" is a name, not an address, and names are not looked up; {WRITE}',
+        ),
+        ("", f'"" is neither an address nor a network; {WRITE}'),
+        (10.1, f"is 10.1 (number); {WRITE}, in quotes"),
+        (None, f"is null (nothing was written); {WRITE}, in quotes"),
+        ("fe80::1%eth0", '"fe80::1%eth0" names an interface; write the address without %'),
+        ("::ffff:192.0.2.1", '"::ffff:192.0.2.1" is an IPv4 address in the form of IPv6; write 192.0.2.1'),
+        ("0.0.0.0", '"0.0.0.0" is the address of nobody; llm_allowed_sources: [] lets everyone connect'),
+    ],
+)
+def test_a_source_that_nftables_would_not_take_is_refused(problems, source, told):
+    assert problems(allowed_sources=["10.0.0.0/8", source]) == [f"llm_allowed_sources[1]: {told}"]
+
+
+def test_sources_are_a_list(problems):
+    assert problems(allowed_sources="10.0.0.1") == [
+        'llm_allowed_sources: must be a list of addresses and networks, not "10.0.0.1" (string);'
+        " [] lets everyone connect"
+    ]
+
+
+def test_an_instance_cannot_have_the_name_of_the_firewall(problems):
+    (found,) = problems(instances=[instance(name="llamacpp-firewall")])
+    assert "llamacpp-firewall.service" in found

@@ -120,4 +120,19 @@ def test_the_facts_name_the_instances_that_are_there_besides(world, run_module):
 def test_a_host_without_releases_has_no_other_instances(world, run_module):
     failed, result = run_module("llm_release_facts")
     assert (failed, result["instances"], result["others"]) == (False, {}, [])
+    assert result["ports"] == []
     assert not world.state.exists()
+
+
+def test_the_facts_name_the_ports_of_all_releases(run_module, world):
+    for path, text in {
+        "one/releases/a": '{"port": 20081, "models": []}',
+        "one/releases/b": '{"port": 20080}',
+        "other/releases/a": '{"port": 20081}',
+        "other/releases/half": "{",
+        "other/releases/strange": '{"port": "ssh"}',
+    }.items():
+        (world.state / path).mkdir(parents=True)
+        (world.state / path / "config.json").write_text(text, encoding="utf-8")
+    failed, result = run_module("llm_release_facts")
+    assert (failed, result["ports"]) == (False, [20080, 20081])
