@@ -1,8 +1,9 @@
 """How an instance gets from one release to another, and back when the new one does not serve.
 
 A release is a directory with the files of one deployment, and with release.json, the record of what it is.
-It is complete: nothing else is needed to put it back, besides its image and the model files. Below
-STATE/INSTANCE are
+It is complete: nothing else is needed to put it back, besides its image and the model files. A model file
+that was replaced under its own name is held (module_utils/store.py) until no last good release was proved
+with it. Below STATE/INSTANCE are
 
 - releases/ID: the releases; proved.json is in those whose models have answered,
 - good: a link to the last release that was proved,
@@ -16,6 +17,7 @@ from __future__ import annotations
 import calendar
 import contextlib
 import fcntl
+import glob
 import json
 import os
 import shutil
@@ -26,7 +28,7 @@ from urllib.parse import quote
 from ansible.module_utils.docker_api import ERRORS, OWN_LABEL, ask_docker, docker_runs
 from ansible.module_utils.gguf import read_record
 from ansible.module_utils.openai_api import Broken, Client, check_answer
-from ansible.module_utils.store import strings_in
+from ansible.module_utils.store import bring_back, forget, is_held, strings_in
 
 RECORD, PROVED, GOOD, TRYING = "release.json", "proved.json", "good", "trying"
 QUESTION = "Say hello."
@@ -126,6 +128,12 @@ class Release:
         records = {os.path.basename(path): read_record(path) for path in self.model_files()}
         return {name: record["sha256"] for name, record in records.items() if record}
 
+    def held_models(self) -> dict[str, str]:
+        """Return the model files it was proved with that were replaced since and are held: sha256 by path."""
+        contents = self.proved.get("models", {})
+        wanted = {path: contents.get(os.path.basename(path), "") for path in self.model_files()}
+        return {path: sha256 for path, sha256 in wanted.items() if is_held(os.path.dirname(path), sha256)}
+
     def is_in_place(self) -> bool:
         """Whether the files on the host are those of this release."""
         return all(read_bytes(source) == read_bytes(target) for source, target in self.files())
@@ -199,6 +207,8 @@ class Instance:
         self._docker_socket = docker_socket
         self._timeout = timeout
         self._unit = os.path.join(units, f"{name}.service")
+        # Of all instances: they may share a model file.
+        self._proofs = [os.path.join(glob.escape(state_dir), "*", GOOD, PROVED)]
 
     # ---- what there is
 
@@ -314,16 +324,17 @@ class Instance:
             yield
             file.truncate(0)
 
-    def try_release(self, identifier: str) -> dict[str, Any]:
+    def try_release(self, identifier: str, with_its_models: bool = False) -> dict[str, Any]:
         """Have the instance run a release, and each of its models answer; or what ran before.
 
-        Arguments: identifier (str) of the release.
+        Arguments: identifier (str) of the release; with_its_models (bool), whether model files that were
+        replaced since it was proved get back what they had, where that is still held.
         Returns a dict: restarted (bool), down_s (float), probed (seconds by alias).
         Errors: Problem, after what served before serves again, or with what keeps it from that.
         """
         with self.locked():
             release = self.release(identifier)
-            self._check(release)
+            self._check(release, release.held_models() if with_its_models else {})
             cut_off = self.trying()
             before = self._before(cut_off)
             write_json(
@@ -334,7 +345,7 @@ class Instance:
             try:
                 # A container that goes on running has been asked before, unless a run was cut off in that.
                 is_proved = before is not None and before.label == release.label and not cut_off
-                return self._serve(release, is_proved, before.proved if before else {})
+                return self._serve(release, before, is_proved, with_its_models)
             except Exception as error:  # whatever it is, what served before must serve again
                 log = self._log(since)
                 ending = self._restore(before)
@@ -384,6 +395,7 @@ class Instance:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(self.path, TRYING))
             self._forget(release, before, keep)
+            forget(release.models_dir, self._proofs)
             return before is None or before.id != release.id
 
     def _forget(self, good: Release, before: Release | None, keep: int) -> None:
@@ -403,8 +415,11 @@ class Instance:
                     os.unlink(os.path.join(entry.path, RECORD))
                 shutil.rmtree(entry.path)
 
-    def _check(self, release: Release) -> None:
-        """Find out before anything is touched what a release lacks. Errors: Problem."""
+    def _check(self, release: Release, held: dict[str, str]) -> None:
+        """Find out before anything is touched what a release lacks. Errors: Problem.
+
+        Arguments: release (Release); held (dict), the model files that are to be brought back.
+        """
         if os.path.islink(self._unit) and os.path.realpath(self._unit) == "/dev/null":
             raise Problem(
                 f"{self.name}.service is masked, so somebody wants it not to run; nothing was touched."
@@ -419,7 +434,7 @@ class Instance:
                 f"the image {release.image} of release {release.id} is not on this host; nothing was touched."
                 " Build or load it (site.yml does, with the settings of that time), and run again"
             )
-        missing = [path for path in release.model_files() if not os.path.exists(path)]
+        missing = [path for path in release.model_files() if not os.path.exists(path) and path not in held]
         if missing:
             raise Problem(
                 f"release {release.id} of {self.name} needs {', '.join(missing)}, which is not on this host;"
@@ -464,19 +479,27 @@ class Instance:
         return Release(path)
 
     def _serve(
-        self, release: Release, is_proved: bool = False, proved: dict[str, Any] | None = None
+        self, release: Release, before: Release | None, is_proved: bool, with_its_models: bool
     ) -> dict[str, Any]:
         """Put a release in place, have systemd run it, and ask its models.
 
-        Arguments: release (Release); is_proved (bool), whether its container has been asked before; proved
-        (dict), the proof of what runs.
+        Arguments: release (Release); before (Release), what is known to have served; is_proved (bool), whether
+        the container has been asked before; with_its_models (bool), see try_release.
         Returns the dict of try_release. Errors: Problem, Broken, OSError.
         """
         running = self.running()
+        held = release.held_models()
+        # While something is held, nobody knows which of the two contents a container has read.
+        is_unclear = bool(held or (before and before.held_models()))
+        if with_its_models:
+            for path, sha256 in held.items():
+                bring_back(path, sha256, self._proofs)
+        proved = before.proved.get("models", {}) if before else {}
         is_running = (
             running.get("label") == release.label
             and running.get("api_key") == release.api_key()
-            and are_the_same((proved or {}).get("models", {}), release.models())
+            and not is_unclear
+            and are_the_same(proved, release.models())
             and self.unit().get("ActiveState") == "active"
             and not release.was_edited_before(running["started"])
         )
@@ -540,12 +563,18 @@ class Instance:
                     self._systemctl("disable", "--now", f"{self.name}.service")
                 ending = f"Nothing was serving before as {self.name}; it is stopped."
             else:
-                found = self._serve(before)
+                held = before.held_models()
+                # What runs now is asked whatever it has read, so that its proof does not matter.
+                found = self._serve(before, None, False, with_its_models=True)
                 what = "serves again" if found["restarted"] else "was not restarted and goes on serving"
                 ending = (
                     f"What served before {what}: release {before.id} (image {before.image}), proved by"
                     f" answers of {', '.join(found['probed'])}."
                 )
+                if held:
+                    names = ", ".join(sorted(map(os.path.basename, held)))
+                    ending += f" The model files in place are those from before, too: {names}."
+                    forget(before.models_dir, self._proofs)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(self.path, TRYING))
             return ending
@@ -567,6 +596,7 @@ class Instance:
             good = self.good()
             releases = [*self.releases(), *([good] if good else [])]
             targets = {target for release in releases for _source, target in release.files()} | {self._unit}
+            directories = {release.models_dir for release in releases}
             there = self.is_there()
             if self.has_unit():
                 self._systemctl("disable", "--now", f"{self.name}.service")
@@ -585,6 +615,8 @@ class Instance:
                             os.rmdir(directory)
             self._systemctl("daemon-reload")
         shutil.rmtree(self.path)
+        for directory in sorted(directories):
+            forget(directory, self._proofs)
         return there
 
 

@@ -34,6 +34,12 @@ options:
     description: Id of the release; not for O(state=absent).
     type: str
     default: ""
+  with_its_models:
+    description: For O(state=tried), whether model files that were replaced since the release was proved get
+      back what they had then, where that is still held. When a release is put back because another one has
+      failed, they do.
+    type: bool
+    default: false
   why:
     description: Why the release is not wanted; for O(state=restored).
     type: str
@@ -103,6 +109,7 @@ def main():
                 "default": "tried",
             },
             "release": {"type": "str", "default": ""},
+            "with_its_models": {"type": "bool", "default": False},
             "why": {"type": "str", "default": ""},
             "keep": {"type": "int", "default": 10},
             "timeout": {"type": "int", "default": 900},
@@ -124,7 +131,9 @@ def main():
         module.exit_json(changed=wanted["state"] != "absent" or instance.is_there(), restarted=False)
     try:
         if wanted["state"] == "tried":
-            module.exit_json(changed=True, **instance.try_release(wanted["release"]))
+            module.exit_json(
+                changed=True, **instance.try_release(wanted["release"], wanted["with_its_models"])
+            )
         if wanted["state"] == "restored":
             instance.restore(wanted["release"], wanted["why"])
         if wanted["state"] == "absent":

@@ -23,7 +23,7 @@ from urllib.parse import unquote
 
 import pytest
 import yaml
-from ansible.module_utils import gguf, releases
+from ansible.module_utils import gguf, releases, store
 from ansible.module_utils.releases import Instance, Problem, Release
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -65,6 +65,7 @@ class World:
         self.docker_answers = True
         self.address = stage.addresses[0]
         self.faults = {}  # by label of a container: "start", or how it answers, or that by alias
+        self.bad_weights = set()  # contents of model files whose server answers 500
         self.refusals = {}  # by command of systemctl: what it returns in place of doing it
         self.refuses_once = {}
         self.loaded = None  # the unit as systemd knows it
@@ -84,6 +85,17 @@ class World:
         gguf.write_record(
             str(path), hashlib.sha256(content.encode()).hexdigest(), f"https://m.example/{model}"
         )
+
+    def replace_model(self, model, content):
+        """Have another content take a model file's name, as gguf_fetch does."""
+        path = str(self.models / f"{model}.gguf")
+        Path(f"{path}.new").write_text(content)
+        sha256 = hashlib.sha256(content.encode()).hexdigest()
+        store._put(f"{path}.new", path, sha256, "", [str(self.state / "*" / "good" / "proved.json")])
+
+    def held(self):
+        """The contents of replaced model files that are still there."""
+        return sorted(path.read_text() for path in self.models.glob(".previous/*.gguf"))
 
     def instance(self):
         """What a new run works with."""
@@ -295,6 +307,8 @@ class World:
         fault = self.faults.get(now["label"])
         fault = fault.get(alias) if isinstance(fault, dict) else fault
         aliases = [model["model_alias"] for model in json.loads(now["config"])["models"]]
+        if self.bad_weights & set(now["models"].values()):
+            fault = "500"
         choice = {"message": {"content": "" if fault == "empty" else f"I am {alias}."}}
         body = {"choices": [choice], "usage": {"completion_tokens": 0 if fault == "empty" else 4}}
         status = 200
@@ -668,6 +682,150 @@ def test_a_release_that_could_not_be_put_back_is_asked_again_before_it_is_good(w
     assert "HTTP 500" in failure(world.instance().try_release, "a")
 
 
+# ---- a model file that is replaced under its own name
+
+
+def test_a_model_file_that_fails_is_left_for_the_one_before(world):
+    release = world.deploy("a")
+    world.replace_model("two", "bad")
+    world.bad_weights = {"bad"}
+    told = failure(world.instance().try_release, "a")
+    assert "What served before serves again: release a" in told
+    assert "The model files in place are those from before, too: two.gguf." in told
+    world.check_serves(release)
+    world.check_proved()
+    assert world.container["models"]["two"] == "weights of two"
+    assert world.instance().facts("")["models_are_the_same"] is True
+    assert (world.trying(), world.held()) == ({}, [])
+
+
+def test_a_model_file_that_fails_is_left_also_for_a_new_release(world):
+    release = world.deploy("a")
+    world.replace_model("two", "bad")
+    world.bad_weights = {"bad"}
+    new = world.make("b", setting="8192")
+    failure(world.instance().try_release, new.id)
+    world.check_serves(release)
+    assert world.container["models"]["two"] == "weights of two"
+
+
+def test_of_a_model_file_that_is_proved_the_one_before_is_gone(world):
+    world.deploy("a")
+    world.replace_model("two", "better")
+    assert world.held() == ["weights of two"]
+    world.instance().try_release("a")
+    assert world.held() == ["weights of two"], "it is not proved on GPUs yet"
+    world.instance().accept("a", 10)
+    assert world.held() == []
+    assert (world.models / "two.gguf").read_text() == "better"
+
+
+def test_a_model_file_that_another_instance_was_proved_with_stays(world):
+    world.deploy("a")
+    other = world.state / "other" / "good"
+    other.mkdir(parents=True)
+    (other / "proved.json").write_text(json.dumps(world.instance().good().proved))
+    world.replace_model("two", "better")
+    deploy("a")(world)
+    assert world.held() == ["weights of two"]
+    (other / "proved.json").unlink()
+    deploy("a")(world)
+    assert world.held() == []
+
+
+def test_going_back_to_the_good_release_brings_its_model_file_back(world):
+    world.deploy("a")
+    world.replace_model("two", "bad")
+    world.bad_weights = {"bad"}
+    world.start()  # it was cut off, and the host has been started anew
+    assert world.instance().try_release("a", with_its_models=True)["restarted"] is True
+    assert world.container["models"]["two"] == "weights of two"
+    world.check_proved()
+
+
+def test_a_model_file_is_brought_back_on_a_disk_without_room_for_its_record(world, monkeypatch):
+    release = world.deploy("a")
+    world.replace_model("two", "bad")
+    world.bad_weights = {"bad"}
+
+    def full(*_arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store, "write_record", full)
+    told = failure(world.instance().try_release, "a")
+    assert "What served before serves again: release a" in told
+    world.check_serves(release)
+    assert world.container["models"]["two"] == "weights of two"
+
+
+def test_what_is_held_of_an_instance_goes_with_it(world):
+    world.deploy("a")
+    world.replace_model("two", "better")
+    world.instance().remove()
+    assert world.held() == []
+
+
+@pytest.mark.parametrize("is_good", [False, True])
+def test_after_a_kill_at_any_step_of_another_model_file_the_next_run_makes_it_good(
+    world, stage, tmp_path, steps, is_good
+):
+    """Killed while it was replaced, tried, or while the old one was brought back."""
+
+    def prepare(world):
+        world.bad_weights = set() if is_good else {"other"}
+        return [world.deploy("a")]
+
+    def change(world):
+        world.replace_model("two", "other")
+        deploy("a")(world)
+
+    def check(world, release):
+        if is_good:
+            change(world)
+        else:
+            told = failure(change, world)
+            assert "release a" in told
+        world.check_serves(release)
+        world.check_proved()
+        assert world.container["models"]["two"] == ("other" if is_good else "weights of two")
+        assert (world.trying(), world.held()) == ({}, [])
+        assert not (world.models / ".previous").exists()
+
+    assert after_each_death(stage, tmp_path, steps, prepare, change, check) == {}
+
+
+@pytest.mark.parametrize("identifier", ["a", "b"])
+def test_after_a_kill_at_any_step_of_another_model_file_the_old_one_can_be_deployed(
+    world, stage, tmp_path, steps, identifier
+):
+    """The inventory says again what it said, before the next run; perhaps with another note in the unit."""
+
+    def prepare(world):
+        world.bad_weights = {"other"}
+        return [world.deploy("a")]
+
+    def change(world):
+        world.replace_model("two", "other")
+        deploy("a")(world)
+
+    def check(world, release):
+        sha256 = hashlib.sha256(b"weights of two").hexdigest()
+        path = str(world.models / "two.gguf")
+        if gguf.state_of(path, sha256, "") == "unverified" and Path(path).read_text() == "weights of two":
+            gguf.write_record(path, sha256, "")  # as gguf_store does with what it has read
+        proofs = [str(world.state / "*" / "good" / "proved.json")]
+        assert store.bring_back(path, sha256, proofs) or gguf.state_of(path, sha256, "") == "verified"
+        if identifier == "b":
+            world.make("b", note="waits longer")
+        deploy(identifier)(world)
+        world.check_proved()
+        assert world.container["models"]["two"] == "weights of two"
+        assert (world.trying(), world.held()) == ({}, [])
+        assert not (world.models / ".previous").exists()
+
+    assert after_each_death(stage, tmp_path, steps, prepare, change, check) == {}
+
+
 # ---- a full disk
 
 
@@ -765,6 +923,7 @@ class Steps:
         self._patch(monkeypatch, os, "replace", 1)
         self._patch(monkeypatch, os, "symlink", 1)
         self._patch(monkeypatch, os, "unlink", 0)
+        self._patch(monkeypatch, os, "link", 1)
         self._patch(monkeypatch, shutil, "copy2", 1, self._half_a_copy)
         self._patch(monkeypatch, releases, "check_answer", 1)
 
