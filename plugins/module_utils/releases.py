@@ -101,6 +101,10 @@ class Release:
         except KeyError:
             raise AttributeError(f"{os.path.join(self.path, RECORD)} does not say {key}") from None
 
+    def order(self) -> tuple[int, str]:
+        """Return what sorts releases by when they were proved; clocks may be set back, numbers grow."""
+        return self.proved.get("number", 0), self.proved.get("at", "")
+
     def files(self) -> list[tuple[str, str]]:
         """Return (path in the release, path on the host) of each file; the first may be absent."""
         return [(os.path.join(self.path, name), target) for name, target in self.record["files"].items()]
@@ -297,7 +301,12 @@ class Instance:
             "is_enabled": unit.get("UnitFileState") == "enabled",
             "trying": self.trying(),
             "releases": [
-                dict(one.record, proved=one.proved.get("at", ""), good=bool(good and one.id == good.id))
+                dict(
+                    one.record,
+                    proved=one.proved.get("at", ""),
+                    number=one.order()[0],
+                    good=bool(good and one.id == good.id),
+                )
                 for one in self.releases()
             ],
         }
@@ -386,7 +395,9 @@ class Instance:
             if self.running().get("label") != release.label:
                 raise Problem(f"{self.name} does not run release {identifier}; run again")
             before = self.good()
-            write_json(os.path.join(release.path, PROVED), {"at": now(), "models": release.models()})
+            number = 1 + max((one.order()[0] for one in self.releases()), default=0)
+            proof = {"number": number, "at": now(), "models": release.models()}
+            write_json(os.path.join(release.path, PROVED), proof)
             link = os.path.join(self.path, GOOD)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(f"{link}.new")
@@ -401,14 +412,13 @@ class Instance:
     def _forget(self, good: Release, before: Release | None, keep: int) -> None:
         """Remove old releases that were never proved, and of the others all but the last ones."""
         kept = {good.id, before.id if before else good.id}
-        proved = sorted(
-            (one for one in self.releases() if one.proved), key=lambda one: one.proved.get("at", "")
-        )
+        proved = sorted((one for one in self.releases() if one.proved), key=Release.order)
         kept.update(one.id for one in proved[-max(keep, 2) :])
         directory = os.path.join(self.path, "releases")
         for entry in list(os.scandir(directory)):
             # A young one may be that of a run that has not come to try it yet.
-            is_young = not Release(entry.path).proved and time.time() - entry.stat().st_mtime < YOUNG
+            age = abs(time.time() - entry.stat().st_mtime)  # of the future, where the clock was set back
+            is_young = not Release(entry.path).proved and age < YOUNG
             if entry.name not in kept and not is_young:
                 # First of all: what is left of a release that is half gone must not be one.
                 with contextlib.suppress(FileNotFoundError):
@@ -483,8 +493,8 @@ class Instance:
     ) -> dict[str, Any]:
         """Put a release in place, have systemd run it, and ask its models.
 
-        Arguments: release (Release); before (Release), what is known to have served; is_proved (bool), whether
-        the container has been asked before; with_its_models (bool), see try_release.
+        Arguments: release (Release); before (Release), what is known to have served; is_proved (bool),
+        whether the container has been asked before; with_its_models (bool), see try_release.
         Returns the dict of try_release. Errors: Problem, Broken, OSError.
         """
         running = self.running()

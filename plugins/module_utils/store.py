@@ -209,7 +209,8 @@ def install_link(target, path, sha256, url="", size=0, progress=None, proofs=())
 def proved_contents(proofs):
     """Return the sha256 (a set) that servers were proved with, by the name of the model file.
 
-    Arguments: proofs (list of str), patterns of the paths of proved.json of each instance's last good release.
+    Arguments: proofs (list of str), patterns of the paths of proved.json of each instance's last good
+    release.
     """
     found = {}
     for path in (path for pattern in proofs for path in glob.glob(pattern)):

@@ -1442,6 +1442,27 @@ def test_the_release_before_is_kept_also_when_the_clock_was_set_back(world, monk
     assert {"3", "4"} <= set(world.releases())
 
 
+def test_the_last_proved_releases_are_kept_also_when_the_clock_was_set_back(world, monkeypatch):
+    seconds = itertools.count(59, -1)
+    monkeypatch.setattr(releases, "now", lambda: f"2026-11-23T02:00:{next(seconds):02}Z")
+    for number in (5, 3, 4, 1, 2):
+        world.make(str(number), setting=str(number))
+        world.instance().try_release(str(number))
+        world.instance().accept(str(number), 3)
+    assert world.releases() == ["1", "2", "4"]
+    world.instance().try_release("1")
+    world.instance().accept("1", 3)
+    told = {one["id"]: one["number"] for one in world.instance().facts("")["releases"]}
+    assert sorted(told, key=told.get) == ["4", "2", "1"]
+
+
+def test_a_failed_release_of_a_clock_that_was_set_back_goes_too(world):
+    world.make("a")
+    os.utime(world.state / NAME / "releases" / "a", (time.time() + 86400 * 365,) * 2)
+    world.deploy("b")
+    assert world.releases() == ["b"]
+
+
 # ---- an instance that is not wanted
 
 
@@ -1518,7 +1539,7 @@ def test_of_an_instance_that_is_not_there_there_is_nothing_to_tell(world):
 def test_of_an_instance_that_is_as_it_should_be_all_is_told(world):
     release = world.deploy("a", key=KEY)
     proved = world.instance().good().proved["at"]
-    record = dict(release.record, proved=proved)
+    record = dict(release.record, proved=proved, number=1)
     assert world.instance().facts(KEY) == {
         "running": {
             "label": release.label,
