@@ -22,8 +22,8 @@ import json
 import os
 import shutil
 import time
-from typing import Any, Callable
-from urllib.parse import quote
+from typing import Any, Callable, Sequence
+from urllib.parse import quote, urlsplit
 
 from ansible.module_utils.docker_api import ERRORS, OWN_LABEL, ask_docker, docker_runs
 from ansible.module_utils.gguf import read_record
@@ -244,8 +244,8 @@ class Instance:
     def running(self) -> dict[str, str]:
         """Return what is known of the running container, {} when none runs.
 
-        label, image, id, started, api_key, home (the directory that is /llamacpp there), address (on which
-        its port is published).
+        label, image, id, started, api_key, home (the directory that is /llamacpp there), address and port
+        (that it is published on).
         """
         try:
             found = docker_runs(self._docker_socket) and ask_docker(
@@ -259,7 +259,7 @@ class Instance:
         keys = [entry.partition("=")[2] for entry in config["Env"] or [] if entry.startswith("API_KEY=")]
         homes = [one["Source"] for one in found.get("Mounts") or [] if one["Destination"] == "/llamacpp"]
         ports = (found.get("HostConfig") or {}).get("PortBindings") or {}
-        addresses = [one["HostIp"] for bindings in ports.values() for one in bindings or []]
+        published = [one for bindings in ports.values() for one in bindings or []]
         return {
             "label": (config["Labels"] or {}).get(OWN_LABEL, ""),
             "image": config["Image"],
@@ -267,7 +267,8 @@ class Instance:
             "started": found["State"]["StartedAt"],
             "api_key": keys[0] if keys else "",
             "home": homes[0] if homes else "",
-            "address": addresses[0] if addresses else "",
+            "address": published[0]["HostIp"] if published else "",
+            "port": published[0]["HostPort"] if published else "",
         }
 
     def is_there(self) -> bool:
@@ -333,11 +334,15 @@ class Instance:
             yield
             file.truncate(0)
 
-    def try_release(self, identifier: str, with_its_models: bool = False) -> dict[str, Any]:
+    def try_release(
+        self, identifier: str, with_its_models: bool = False, instead_of: Sequence[str] = ()
+    ) -> dict[str, Any]:
         """Have the instance run a release, and each of its models answer; or what ran before.
 
         Arguments: identifier (str) of the release; with_its_models (bool), whether model files that were
-        replaced since it was proved get back what they had, where that is still held.
+        replaced since it was proved get back what they had, where that is still held; instead_of (list of
+        str), instances that are to go away: those that have its port are stopped before, start again with
+        what served before, and are removed when it is accepted.
         Returns a dict: restarted (bool), down_s (float), probed (seconds by alias).
         Errors: Problem, after what served before serves again, or with what keeps it from that.
         """
@@ -346,19 +351,68 @@ class Instance:
             self._check(release, release.held_models() if with_its_models else {})
             cut_off = self.trying()
             before = self._before(cut_off)
+            stopped = [
+                name
+                for name in instead_of
+                # A run that was cut off may have stopped it.
+                if name in cut_off.get("instead_of", ())
+                or self._other(name).has_port(str(urlsplit(release.url).port))
+            ]
             write_json(
                 os.path.join(self.path, TRYING),
-                {"release": release.id, "before": before.id if before else "", "since": now()},
+                {
+                    "release": release.id,
+                    "before": before.id if before else "",
+                    "since": now(),
+                    "instead_of": stopped,
+                },
             )
             since = time.time()
             try:
                 # A container that goes on running has been asked before, unless a run was cut off in that.
                 is_proved = before is not None and before.label == release.label and not cut_off
+                for name in stopped:
+                    self._other(name).stop()
                 return self._serve(release, before, is_proved, with_its_models)
             except Exception as error:  # whatever it is, what served before must serve again
                 log = self._log(since)
-                ending = self._restore(before)
+                ending = self._restore(before, stopped)
                 raise Problem(_told(f"{error}", ending, self.name, log)) from error
+
+    def _other(self, name: str) -> Instance:
+        """Return another instance on this host."""
+        return Instance(
+            name,
+            os.path.dirname(self.path),
+            self._run,
+            self._docker_socket,
+            self._timeout,
+            os.path.dirname(self._unit),
+        )
+
+    def has_port(self, port: str) -> bool:
+        """Whether it publishes a port of the host, or goes on trying to."""
+        good = self.good()
+        is_its_own = good is not None and str(urlsplit(good.url).port) == port
+        return self.running().get("port") == port or (
+            is_its_own and self.unit().get("ActiveState") in ("active", "activating")
+        )
+
+    def stop(self) -> None:
+        """Have the instance not run until it is started again. Errors: Problem."""
+        with self.locked():
+            self._systemctl("stop", f"{self.name}.service")
+
+    def start(self) -> str:
+        """Have the last good release run again, and return a sentence about it. Errors: Problem."""
+        with self.locked():
+            good = self.good()
+            if not good:
+                self._systemctl("start", f"{self.name}.service")
+                return f" {self.name} runs again."
+            probed = self._serve(good, None, False, with_its_models=True)["probed"]
+            told = f", proved by answers of {', '.join(probed)}" if probed else ""
+            return f" {self.name} serves again: release {good.id}{told}."
 
     def _before(self, cut_off: dict[str, Any]) -> Release | None:
         """Return what to go back to, None for nothing.
@@ -382,7 +436,8 @@ class Instance:
             if trying.get("release") != identifier:
                 raise Problem(why)
             before = self.release(trying["before"]) if trying["before"] else None
-            raise Problem(_told(why, self._restore(before), self.name, ""))
+            ending = self._restore(before, trying.get("instead_of", ()))
+            raise Problem(_told(why, ending, self.name, ""))
 
     def accept(self, identifier: str, keep: int) -> bool:
         """Note that a release, which runs now, is the last good one; and remove the oldest of the others.
@@ -403,6 +458,8 @@ class Instance:
                 os.unlink(f"{link}.new")
             os.symlink(os.path.join("releases", release.id), f"{link}.new")
             os.replace(f"{link}.new", link)
+            for name in self.trying().get("instead_of", ()):
+                self._other(name).remove()
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(self.path, TRYING))
             self._forget(release, before, keep)
@@ -564,8 +621,11 @@ class Instance:
         )
         return output.strip()
 
-    def _restore(self, before: Release | None) -> str:
-        """Put a release back, and return a sentence about what serves now."""
+    def _restore(self, before: Release | None, stopped: Sequence[str]) -> str:
+        """Put a release back, and return a sentence about what serves now.
+
+        Arguments: before (Release); stopped (list of str), instances that were stopped for another release.
+        """
         since = time.time()
         try:
             if before is None:
@@ -585,6 +645,8 @@ class Instance:
                     names = ", ".join(sorted(map(os.path.basename, held)))
                     ending += f" The model files in place are those from before, too: {names}."
                     forget(before.models_dir, self._proofs)
+            for name in stopped:
+                ending += self._other(name).start()
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(self.path, TRYING))
             return ending

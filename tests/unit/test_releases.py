@@ -65,6 +65,8 @@ class World:
         self.docker_answers = True
         self.address = stage.addresses[0]
         self.faults = {}  # by label of a container: "start", or how it answers, or that by alias
+        self.crashes = False  # whether the others are between a crash and the next start
+        self.others = {}  # by name, whether another instance runs, on the same port
         self.bad_weights = set()  # contents of model files whose server answers 500
         self.refusals = {}  # by command of systemctl: what it returns in place of doing it
         self.refuses_once = {}
@@ -134,6 +136,38 @@ class World:
         }
         (path / "release.json").write_text(json.dumps(record))
         return Release(str(path))
+
+    def make_other(self, name="old"):
+        """Have another instance run on the same port, as an earlier run has deployed it."""
+        path = self.state / name / "releases" / "x"
+        path.mkdir(parents=True)
+        targets = {"config.json": self.path / "home" / name / "config.json"}
+        targets[f"{name}.service"] = self.path / "units" / f"{name}.service"
+        targets["config.json"].parent.mkdir()
+        for file, target in targets.items():
+            (path / file).write_text("{}")
+            target.write_text("{}")
+        record = {
+            "id": "x",
+            "label": "other",
+            "url": "http://{}:{}".format(*self.address),
+            "probe": [],
+            "models_dir": str(self.models),
+            "files": {file: str(target) for file, target in targets.items()},
+        }
+        (path / "release.json").write_text(json.dumps(record))
+        (self.state / name / "good").symlink_to("releases/x")
+        self.others[name], self.others_address = True, self.address
+
+    def others_systemctl(self, command, name):
+        if command in ("restart", "start") and self.container:
+            return 1, "", "port is already allocated"
+        if command in ("stop", "disable"):
+            self.others[name] = False
+        elif command in ("restart", "start"):
+            self.others[name] = True
+        state = "inactive" if not self.others[name] else "activating" if self.crashes else "active"
+        return 0, f"ActiveState={state}\n", ""
 
     def config(self, setting):
         models = [{"model": f"/llamacpp/model/{name}.gguf", "model_alias": name} for name in MODELS]
@@ -222,6 +256,9 @@ class World:
         assert command[0] == "systemctl"
         if command[1] == "disable":
             assert "--now" in command
+        other = command[-1].removesuffix(".service")
+        if other in self.others:
+            return self.others_systemctl(command[1], other)
         assert command[1] == "daemon-reload" or command[-1] == f"{NAME}.service"
         return self.systemctl(command[1])
 
@@ -256,6 +293,9 @@ class World:
         """Start the container of the unit that systemd knows."""
         self.container = None
         label = re.search("release=(.*) ", self.loaded)[1]
+        if any(self.others.values()):
+            self.journal.append("port is already allocated")
+            return 1, "", f"{JOB_FAILED}\n"
         if not self.config_file.exists() or self.faults.get(label) == "start":
             self.journal.append("error: failed to load model: out of memory")
             return 1, "", f'{JOB_FAILED}\nSee "journalctl -xeu {NAME}.service" for details.\n'
@@ -279,9 +319,12 @@ class World:
         if path.startswith("/images/"):
             return {"Id": "sha256:1"} if path[len("/images/") : -len("/json")] in self.images else None
         now = self.container
-        if path != f"/containers/{NAME}/json" or not now:
+        other = re.fullmatch("/containers/(.*)/json", path)[1]
+        if self.others.get(other) and not self.crashes:
+            now = {"number": 0, "started": now_and(0), "image": IMAGE, "label": "other", "key": ""}
+        elif other != NAME or not now:
             return None
-        host, port = self.address
+        host, port = self.others_address if other in self.others else self.address
         published = {f"{port}/tcp": [{"HostIp": host, "HostPort": str(port)}]}
         return {
             "Id": f"{now['number']:064}",
@@ -824,6 +867,88 @@ def test_after_a_kill_at_any_step_of_another_model_file_the_old_one_can_be_deplo
         assert not (world.models / ".previous").exists()
 
     assert after_each_death(stage, tmp_path, steps, prepare, change, check) == {}
+
+
+# ---- an instance on the port of one that is to go away
+
+
+def test_an_instance_takes_the_port_of_one_that_is_to_go_away(world):
+    world.make_other()
+    release = world.make("a")
+    world.instance().try_release("a", instead_of=["old"])
+    world.check_serves(release)
+    assert (world.others["old"], (world.state / "old").exists()) == (False, True)
+    world.instance().accept("a", 10)
+    assert not (world.state / "old").exists()
+    assert not (world.path / "units" / "old.service").exists()
+
+
+def test_one_that_crashes_again_and_again_does_not_come_back_on_the_port(world):
+    world.make_other()
+    world.crashes = True
+    release = world.make("a")
+    world.instance().try_release("a", instead_of=["old"])
+    world.check_serves(release)
+    assert world.others["old"] is False
+
+
+def test_one_that_somebody_has_stopped_is_not_started_again(world):
+    world.make_other()
+    world.others["old"] = False
+    new = world.make("a")
+    world.faults[new.label] = "start"
+    assert "old serves" not in failure(lambda: world.instance().try_release("a", instead_of=["old"]))
+    assert world.others["old"] is False
+
+
+@pytest.mark.parametrize("fault", ["start", "500"])
+def test_who_has_given_its_port_serves_again_when_the_new_one_does_not(world, fault):
+    world.make_other()
+    new = world.make("b", setting="8192")
+    world.faults[new.label] = fault
+    told = failure(lambda: world.instance().try_release("b", instead_of=["old"]))
+    assert "old serves again: release x." in told
+    assert world.others["old"] is True
+    assert world.trying() == {}
+    assert f"Nothing was serving before as {NAME}" in told
+    assert world.container is None
+
+
+def test_who_has_given_its_port_serves_again_when_others_do_not_want_the_new_one(world):
+    world.make_other()
+    world.make("a")
+    world.instance().try_release("a", instead_of=["old"])
+    assert "old serves again: release x." in failure(world.instance().restore, "a", "it is slow")
+    assert (world.others["old"], world.container) == (True, None)
+
+
+def test_who_has_another_port_or_is_to_stay_is_not_stopped(world):
+    world.make_other()
+    world.make("a")
+    told = failure(world.instance().try_release, "a")
+    assert world.others["old"] is True
+    assert "serves again" not in told
+    world.address = ("127.0.0.1", world.address[1] + 1)
+    world.make("b")
+    failure(lambda: world.instance().try_release("b", instead_of=["old"]))
+    assert ["systemctl", "stop", "old.service"] not in world.commands
+
+
+def test_who_was_stopped_by_a_run_that_was_cut_off_serves_again_when_the_next_one_fails(world):
+    world.make_other()
+    new = world.make("a")
+    world.faults[new.label] = "start"
+
+    def dies(_name):
+        raise Killed
+
+    instance = world.instance()
+    instance._serve = lambda *_arguments: dies("")
+    with pytest.raises(Killed):
+        instance.try_release("a", instead_of=["old"])
+    assert world.others["old"] is False
+    told = failure(lambda: world.instance().try_release("a", instead_of=["old"]))
+    assert "old serves again: release x." in told
 
 
 # ---- a full disk
@@ -1539,7 +1664,7 @@ def test_of_an_instance_that_is_not_there_there_is_nothing_to_tell(world):
 def test_of_an_instance_that_is_as_it_should_be_all_is_told(world):
     release = world.deploy("a", key=KEY)
     proved = world.instance().good().proved["at"]
-    record = dict(release.record, proved=proved, number=1)
+    record = dict(release.record, proved=proved)
     assert world.instance().facts(KEY) == {
         "running": {
             "label": release.label,
@@ -1554,7 +1679,7 @@ def test_of_an_instance_that_is_as_it_should_be_all_is_told(world):
         "is_active": True,
         "is_enabled": True,
         "trying": {},
-        "releases": [dict(record, good=True)],
+        "releases": [dict(record, number=1, good=True)],
     }
 
 

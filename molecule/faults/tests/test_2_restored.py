@@ -133,6 +133,17 @@ def test_survives_a_first_deployment_that_fails(deploy, host, catalogue, odd):
     assert not host.file("/home/llm/second").exists
 
 
+def test_survives_another_name_on_its_port_that_fails(deploy, as_before, host, catalogue, odd):
+    renamed = [{"name": "renamed", "port": 20080, "gpus": []}]
+    run = deploy(llm_models=[odd, *catalogue], llm_instances=renamed)
+    assert run.rc != 0, run.output
+    assert "Nothing was serving before as renamed; it is stopped. llamacpp serves again: release" in run.error
+    assert host.service("llamacpp").is_running and not host.service("renamed").is_running
+    back = deploy()
+    assert back.rc == 0, back.output
+    assert not host.file("/etc/systemd/system/renamed.service").exists
+
+
 def test_survives_two_runs_of_which_one_fails(begin, deploy, host, as_before, faulty_image):
     first = begin(llamacpp_server_image=faulty_image(HANGS), llamacpp_server_start_timeout=40)
     wait_until(lambda: host.file(f"{STATE}/trying").exists or not first.runs, "the first run's swap")
