@@ -110,6 +110,7 @@ def llm_problems(
     lock: object = None,
     image: dict[str, str] | None = None,
     allowed_sources: object = (),
+    probe: object = "all",
 ) -> list[str]:
     """Return every problem of the operator's input, one line each; empty when there is none.
 
@@ -131,6 +132,7 @@ def llm_problems(
         image: where the image comes from: ``source`` (llamacpp_image_source), ``archive``, ``registry_ref``
             and ``id`` (the variables of that name); left out it is built.
         allowed_sources: llm_allowed_sources as it was written, of whatever type.
+        probe: llamacpp_server_probe as it was written, of whatever type.
 
     Errors: none; wrong input is what it reports.
     """
@@ -157,6 +159,7 @@ def llm_problems(
     problems += _lock_problems(lock)
     problems += _model_problems(models, settings, hub_url, lock if isinstance(lock, dict) else {})
     problems += _instance_problems(instances, models, backend)
+    problems += _probe_problems(probe, instances, models)
     if backend in ("auto", "cuda"):
         problems += _layer_problems(instances, models, model_defaults)
     return problems
@@ -876,6 +879,31 @@ def _instance_problems(instances: object, models: object, backend: str) -> Itera
         yield from _port_problems(where, instance, ports)
         yield from _gpu_problems(where, instance, backend)
         yield from _served_problems(where, instance, aliases)
+
+
+def _probe_problems(probe: object, instances: object, models: object) -> Iterator[str]:
+    """Yield the problems of llamacpp_server_probe, where the lists tell which models are served."""
+    if probe == "all":
+        return
+    if not isinstance(probe, list):
+        yield _line(
+            probe,
+            f"llamacpp_server_probe: is {_got(probe)}; it must be all, or a list of aliases of llm_models",
+        )
+        return
+    catalogue = models if isinstance(models, list) else []
+    aliases = [model["alias"] for model in catalogue if isinstance(model, dict) and "alias" in model]
+    listed = [one for one in (instances if isinstance(instances, list) else []) if isinstance(one, dict)]
+    served = [one["models"] if isinstance(one.get("models"), list) else aliases for one in listed]
+    known = [alias for alias in aliases if any(alias in names for names in served)]
+    for alias in probe:
+        # Without any, other lines say what is wrong.
+        if known and alias not in known:
+            yield _line(
+                alias,
+                f"llamacpp_server_probe: {_short(alias)} is served by no instance; {_nearest(alias, known)}",
+                probe,
+            )
 
 
 def _name_problems(where: str, instance: dict[str, Any], names: dict[str, str]) -> Iterator[str]:

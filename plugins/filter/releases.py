@@ -46,7 +46,10 @@ def release_to_go_back_to(found: dict[str, Any], wanted: str) -> dict[str, str]:
         ``id`` and ``problem``, of which one is empty.
     """
     releases = found.get("releases", [])
-    proved = sorted((one for one in releases if one["proved"]), key=lambda one: one["proved"])
+    # Clocks may be set back; proofs without a number are older than those with one.
+    proved = sorted(
+        (one for one in releases if one["proved"]), key=lambda one: (one["number"], one["proved"])
+    )
     others = [one["id"] for one in proved if not one["good"]]
     good = [one["id"] for one in proved if one["good"]]
     if wanted == "good" and good:

@@ -1,8 +1,9 @@
 """How an instance gets from one release to another, and back when the new one does not serve.
 
 A release is a directory with the files of one deployment, and with release.json, the record of what it is.
-It is complete: nothing else is needed to put it back, besides its image and the model files. Below
-STATE/INSTANCE are
+It is complete: nothing else is needed to put it back, besides its image and the model files. A model file
+that was replaced under its own name is held (module_utils/store.py) until no last good release was proved
+with it. Below STATE/INSTANCE are
 
 - releases/ID: the releases; proved.json is in those whose models have answered,
 - good: a link to the last release that was proved,
@@ -21,13 +22,13 @@ import json
 import os
 import shutil
 import time
-from typing import Any, Callable
-from urllib.parse import quote
+from typing import Any, Callable, Sequence
+from urllib.parse import quote, urlsplit
 
 from ansible.module_utils.docker_api import ERRORS, OWN_LABEL, ask_docker, docker_runs
 from ansible.module_utils.gguf import read_record
 from ansible.module_utils.openai_api import Broken, Client, check_answer
-from ansible.module_utils.store import strings_in
+from ansible.module_utils.store import bring_back, forget, is_held, strings_in
 
 RECORD, PROVED, GOOD, TRYING = "release.json", "proved.json", "good", "trying"
 QUESTION = "Say hello."
@@ -102,6 +103,10 @@ class Release:
         except KeyError:
             raise AttributeError(f"{os.path.join(self.path, RECORD)} does not say {key}") from None
 
+    def order(self) -> tuple[int, str]:
+        """Return what sorts releases by when they were proved; clocks may be set back, numbers grow."""
+        return self.proved.get("number", 0), self.proved.get("at", "")
+
     def files(self) -> list[tuple[str, str]]:
         """Return (path in the release, path on the host) of each file; the first may be absent."""
         files = dict(self.record["files"])
@@ -138,6 +143,12 @@ class Release:
         """Return the sha256 of each model file that config.json names, as recorded when it was verified."""
         records = {os.path.basename(path): read_record(path) for path in self.model_files()}
         return {name: record["sha256"] for name, record in records.items() if record}
+
+    def held_models(self) -> dict[str, str]:
+        """Return the model files it was proved with that were replaced since and are held: sha256 by path."""
+        contents = self.proved.get("models", {})
+        wanted = {path: contents.get(os.path.basename(path), "") for path in self.model_files()}
+        return {path: sha256 for path, sha256 in wanted.items() if is_held(os.path.dirname(path), sha256)}
 
     def is_in_place(self) -> bool:
         """Whether the files on the host are those of this release."""
@@ -227,6 +238,8 @@ class Instance:
         self._docker_socket = docker_socket
         self._timeout = timeout
         self._unit = os.path.join(units, f"{name}.service")
+        # Of all instances: they may share a model file.
+        self._proofs = [os.path.join(glob.escape(state_dir), "*", GOOD, PROVED)]
 
     # ---- what there is
 
@@ -258,8 +271,8 @@ class Instance:
     def running(self) -> dict[str, str]:
         """Return what is known of the running container, {} when none runs.
 
-        label, image, id, started, api_key, home (the directory that is /llamacpp there), address (on which
-        its port is published).
+        label, image, id, started, api_key, home (the directory that is /llamacpp there), address and port
+        (that it is published on).
         """
         try:
             found = docker_runs(self._docker_socket) and ask_docker(
@@ -273,7 +286,7 @@ class Instance:
         keys = [entry.partition("=")[2] for entry in config["Env"] or [] if entry.startswith("API_KEY=")]
         homes = [one["Source"] for one in found.get("Mounts") or [] if one["Destination"] == "/llamacpp"]
         ports = (found.get("HostConfig") or {}).get("PortBindings") or {}
-        addresses = [one["HostIp"] for bindings in ports.values() for one in bindings or []]
+        published = [one for bindings in ports.values() for one in bindings or []]
         return {
             "label": (config["Labels"] or {}).get(OWN_LABEL, ""),
             "image": config["Image"],
@@ -281,7 +294,8 @@ class Instance:
             "started": found["State"]["StartedAt"],
             "api_key": keys[0] if keys else "",
             "home": homes[0] if homes else "",
-            "address": addresses[0] if addresses else "",
+            "address": published[0]["HostIp"] if published else "",
+            "port": published[0]["HostPort"] if published else "",
         }
 
     def is_there(self) -> bool:
@@ -315,7 +329,12 @@ class Instance:
             "is_enabled": unit.get("UnitFileState") == "enabled",
             "trying": self.trying(),
             "releases": [
-                dict(one.record, proved=one.proved.get("at", ""), good=bool(good and one.id == good.id))
+                dict(
+                    one.record,
+                    proved=one.proved.get("at", ""),
+                    number=one.order()[0],
+                    good=bool(good and one.id == good.id),
+                )
                 for one in self.releases()
             ],
         }
@@ -342,31 +361,85 @@ class Instance:
             yield
             file.truncate(0)
 
-    def try_release(self, identifier: str) -> dict[str, Any]:
+    def try_release(
+        self, identifier: str, with_its_models: bool = False, instead_of: Sequence[str] = ()
+    ) -> dict[str, Any]:
         """Have the instance run a release, and each of its models answer; or what ran before.
 
-        Arguments: identifier (str) of the release.
+        Arguments: identifier (str) of the release; with_its_models (bool), whether model files that were
+        replaced since it was proved get back what they had, where that is still held; instead_of (list of
+        str), instances that are to go away: those that have its port are stopped before, start again with
+        what served before, and are removed when it is accepted.
         Returns a dict: restarted (bool), down_s (float), probed (seconds by alias).
         Errors: Problem, after what served before serves again, or with what keeps it from that.
         """
         with self.locked():
             release = self.release(identifier)
-            self._check(release)
+            self._check(release, release.held_models() if with_its_models else {})
             cut_off = self.trying()
             before = self._before(cut_off)
+            stopped = [
+                name
+                for name in instead_of
+                # A run that was cut off may have stopped it.
+                if name in cut_off.get("instead_of", ())
+                or self._other(name).has_port(str(urlsplit(release.url).port))
+            ]
             write_json(
                 os.path.join(self.path, TRYING),
-                {"release": release.id, "before": before.id if before else "", "since": now()},
+                {
+                    "release": release.id,
+                    "before": before.id if before else "",
+                    "since": now(),
+                    "instead_of": stopped,
+                },
             )
             since = time.time()
             try:
                 # A container that goes on running has been asked before, unless a run was cut off in that.
                 is_proved = before is not None and before.label == release.label and not cut_off
-                return self._serve(release, is_proved, before.proved if before else {})
+                for name in stopped:
+                    self._other(name).stop()
+                return self._serve(release, before, is_proved, with_its_models)
             except Exception as error:  # whatever it is, what served before must serve again
                 log = self._log(since)
-                ending = self._restore(before)
+                ending = self._restore(before, stopped)
                 raise Problem(_told(f"{error}", ending, self.name, log)) from error
+
+    def _other(self, name: str) -> Instance:
+        """Return another instance on this host."""
+        return Instance(
+            name,
+            os.path.dirname(self.path),
+            self._run,
+            self._docker_socket,
+            self._timeout,
+            os.path.dirname(self._unit),
+        )
+
+    def has_port(self, port: str) -> bool:
+        """Whether it publishes a port of the host, or goes on trying to."""
+        good = self.good()
+        is_its_own = good is not None and str(urlsplit(good.url).port) == port
+        return self.running().get("port") == port or (
+            is_its_own and self.unit().get("ActiveState") in ("active", "activating")
+        )
+
+    def stop(self) -> None:
+        """Have the instance not run until it is started again. Errors: Problem."""
+        with self.locked():
+            self._systemctl("stop", f"{self.name}.service")
+
+    def start(self) -> str:
+        """Have the last good release run again, and return a sentence about it. Errors: Problem."""
+        with self.locked():
+            good = self.good()
+            if not good:
+                self._systemctl("start", f"{self.name}.service")
+                return f" {self.name} runs again."
+            probed = self._serve(good, None, False, with_its_models=True)["probed"]
+            told = f", proved by answers of {', '.join(probed)}" if probed else ""
+            return f" {self.name} serves again: release {good.id}{told}."
 
     def _before(self, cut_off: dict[str, Any]) -> Release | None:
         """Return what to go back to, None for nothing.
@@ -390,7 +463,8 @@ class Instance:
             if trying.get("release") != identifier:
                 raise Problem(why)
             before = self.release(trying["before"]) if trying["before"] else None
-            raise Problem(_told(why, self._restore(before), self.name, ""))
+            ending = self._restore(before, trying.get("instead_of", ()))
+            raise Problem(_told(why, ending, self.name, ""))
 
     def accept(self, identifier: str, keep: int) -> bool:
         """Note that a release, which runs now, is the last good one; and remove the oldest of the others.
@@ -403,36 +477,43 @@ class Instance:
             if self.running().get("label") != release.label:
                 raise Problem(f"{self.name} does not run release {identifier}; run again")
             before = self.good()
-            write_json(os.path.join(release.path, PROVED), {"at": now(), "models": release.models()})
+            number = 1 + max((one.order()[0] for one in self.releases()), default=0)
+            proof = {"number": number, "at": now(), "models": release.models()}
+            write_json(os.path.join(release.path, PROVED), proof)
             link = os.path.join(self.path, GOOD)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(f"{link}.new")
             os.symlink(os.path.join("releases", release.id), f"{link}.new")
             os.replace(f"{link}.new", link)
+            for name in self.trying().get("instead_of", ()):
+                self._other(name).remove()
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(self.path, TRYING))
             self._forget(release, before, keep)
+            forget(release.models_dir, self._proofs)
             return before is None or before.id != release.id
 
     def _forget(self, good: Release, before: Release | None, keep: int) -> None:
         """Remove old releases that were never proved, and of the others all but the last ones."""
         kept = {good.id, before.id if before else good.id}
-        proved = sorted(
-            (one for one in self.releases() if one.proved), key=lambda one: one.proved.get("at", "")
-        )
+        proved = sorted((one for one in self.releases() if one.proved), key=Release.order)
         kept.update(one.id for one in proved[-max(keep, 2) :])
         directory = os.path.join(self.path, "releases")
         for entry in list(os.scandir(directory)):
             # A young one may be that of a run that has not come to try it yet.
-            is_young = not Release(entry.path).proved and time.time() - entry.stat().st_mtime < YOUNG
+            age = abs(time.time() - entry.stat().st_mtime)  # of the future, where the clock was set back
+            is_young = not Release(entry.path).proved and age < YOUNG
             if entry.name not in kept and not is_young:
                 # First of all: what is left of a release that is half gone must not be one.
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(os.path.join(entry.path, RECORD))
                 shutil.rmtree(entry.path)
 
-    def _check(self, release: Release) -> None:
-        """Find out before anything is touched what a release lacks. Errors: Problem."""
+    def _check(self, release: Release, held: dict[str, str]) -> None:
+        """Find out before anything is touched what a release lacks. Errors: Problem.
+
+        Arguments: release (Release); held (dict), the model files that are to be brought back.
+        """
         if os.path.islink(self._unit) and os.path.realpath(self._unit) == "/dev/null":
             raise Problem(
                 f"{self.name}.service is masked, so somebody wants it not to run; nothing was touched."
@@ -447,7 +528,7 @@ class Instance:
                 f"the image {release.image} of release {release.id} is not on this host; nothing was touched."
                 " Build or load it (site.yml does, with the settings of that time), and run again"
             )
-        missing = [path for path in release.model_files() if not os.path.exists(path)]
+        missing = [path for path in release.model_files() if not os.path.exists(path) and path not in held]
         if missing:
             raise Problem(
                 f"release {release.id} of {self.name} needs {', '.join(missing)}, which is not on this host;"
@@ -494,19 +575,27 @@ class Instance:
         return Release(path)
 
     def _serve(
-        self, release: Release, is_proved: bool = False, proved: dict[str, Any] | None = None
+        self, release: Release, before: Release | None, is_proved: bool, with_its_models: bool
     ) -> dict[str, Any]:
         """Put a release in place, have systemd run it, and ask its models.
 
-        Arguments: release (Release); is_proved (bool), whether its container has been asked before; proved
-        (dict), the proof of what runs.
+        Arguments: release (Release); before (Release), what is known to have served; is_proved (bool),
+        whether the container has been asked before; with_its_models (bool), see try_release.
         Returns the dict of try_release. Errors: Problem, Broken, OSError.
         """
         running = self.running()
+        held = release.held_models()
+        # While something is held, nobody knows which of the two contents a container has read.
+        is_unclear = bool(held or (before and before.held_models()))
+        if with_its_models:
+            for path, sha256 in held.items():
+                bring_back(path, sha256, self._proofs)
+        proved = before.proved.get("models", {}) if before else {}
         is_running = (
             running.get("label") == release.label
             and running.get("api_key") == release.api_key()
-            and are_the_same((proved or {}).get("models", {}), release.models())
+            and not is_unclear
+            and are_the_same(proved, release.models())
             and self.unit().get("ActiveState") == "active"
             and not release.was_edited_before(running["started"])
         )
@@ -561,8 +650,11 @@ class Instance:
         )
         return output.strip()
 
-    def _restore(self, before: Release | None) -> str:
-        """Put a release back, and return a sentence about what serves now."""
+    def _restore(self, before: Release | None, stopped: Sequence[str]) -> str:
+        """Put a release back, and return a sentence about what serves now.
+
+        Arguments: before (Release); stopped (list of str), instances that were stopped for another release.
+        """
         since = time.time()
         try:
             if before is None:
@@ -570,12 +662,20 @@ class Instance:
                     self._systemctl("disable", "--now", f"{self.name}.service")
                 ending = f"Nothing was serving before as {self.name}; it is stopped."
             else:
-                found = self._serve(before)
+                held = before.held_models()
+                # What runs now is asked whatever it has read, so that its proof does not matter.
+                found = self._serve(before, None, False, with_its_models=True)
                 what = "serves again" if found["restarted"] else "was not restarted and goes on serving"
                 ending = (
                     f"What served before {what}: release {before.id} (image {before.image}), proved by"
                     f" answers of {', '.join(found['probed'])}."
                 )
+                if held:
+                    names = ", ".join(sorted(map(os.path.basename, held)))
+                    ending += f" The model files in place are those from before, too: {names}."
+                    forget(before.models_dir, self._proofs)
+            for name in stopped:
+                ending += self._other(name).start()
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(self.path, TRYING))
             return ending
@@ -597,6 +697,7 @@ class Instance:
             good = self.good()
             releases = [*self.releases(), *([good] if good else [])]
             targets = {target for release in releases for _source, target in release.files()} | {self._unit}
+            directories = {release.models_dir for release in releases}
             there = self.is_there()
             if self.has_unit():
                 self._systemctl("disable", "--now", f"{self.name}.service")
@@ -614,6 +715,8 @@ class Instance:
                         os.rmdir(directory)
             self._systemctl("daemon-reload")
         shutil.rmtree(self.path)
+        for directory in sorted(directories):
+            forget(directory, self._proofs)
         return there
 
 

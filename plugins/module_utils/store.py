@@ -1,10 +1,17 @@
 """What the modules know about the directory of model files: what is in place, and how a file gets there.
 
+A file that is replaced under its own name stays below .previous, by the name of its sha256, as long as the
+last good release of an instance was proved with it: a hard link, so that it takes no room besides its own.
+
 Runs on the hosts: Python standard library only, 3.9 or later.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import glob
+import json
 import os
 from urllib.parse import unquote, urlsplit
 
@@ -12,9 +19,11 @@ from ansible.module_utils.gguf import (
     WAIVED,
     distrust,
     header_problem,
+    is_unchanged,
     length_problem,
     printable_url,
     read_record,
+    record_path,
     sha256_of,
     state_of,
     write_record,
@@ -22,6 +31,7 @@ from ansible.module_utils.gguf import (
 
 # How a source is called in llm_models, by the scheme of its URL.
 SOURCE_KEYS = {"file": "path", "controller": "controller_path"}
+PREVIOUS = ".previous"
 
 
 class Refused(Exception):
@@ -159,10 +169,11 @@ def check_download(source, sha256, url="", size=0, progress=None, name=""):
     return actual
 
 
-def install(source, path, sha256, url="", size=0, progress=None):
+def install(source, path, sha256, url="", size=0, progress=None, proofs=()):
     """Move a checked download into place and record its verification.
 
-    Arguments: as check_download; path (str) is where the file belongs, on the same filesystem.
+    Arguments: as check_download; path (str) is where the file belongs, on the same filesystem; proofs (list
+    of str), see proved_contents.
     Returns its sha256.
     Errors: Refused (the download is removed, what is in place is not touched); OSError.
     """
@@ -173,14 +184,15 @@ def install(source, path, sha256, url="", size=0, progress=None):
         raise
     # The name must never stand for data that a power cut could still lose.
     _sync(source)
-    _put(source, path, actual, url)
+    _put(source, path, actual, url, proofs)
     return actual
 
 
-def install_link(target, path, sha256, url="", size=0, progress=None):
+def install_link(target, path, sha256, url="", size=0, progress=None, proofs=()):
     """Link a checked file that stays where it is, and record its verification.
 
-    Arguments: as check_download; target (str) is the file, path (str) where the link belongs.
+    Arguments: as check_download; target (str) is the file, path (str) where the link belongs; proofs (list
+    of str), see proved_contents.
     Returns its sha256.
     Errors: Refused (neither the file nor what is in place is touched); OSError.
     """
@@ -190,12 +202,119 @@ def install_link(target, path, sha256, url="", size=0, progress=None):
     if os.path.lexists(temporary):
         os.unlink(temporary)
     os.symlink(target, temporary)
-    _put(temporary, path, actual, url)
+    _put(temporary, path, actual, url, proofs)
     return actual
 
 
-def _put(source, path, sha256, url):
+def proved_contents(proofs):
+    """Return the sha256 (a set) that servers were proved with, by the name of the model file.
+
+    Arguments: proofs (list of str), patterns of the paths of proved.json of each instance's last good
+    release.
+    """
+    found = {}
+    for path in (path for pattern in proofs for path in glob.glob(pattern)):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            with open(path, encoding="utf-8") as file:
+                models = json.load(file).get("models", {})
+            for name, sha256 in models.items():
+                found.setdefault(name, set()).add(sha256)
+    return found
+
+
+def held_path(directory, sha256):
+    """Return where a content (sha256, str) is held that was replaced in a directory (str) of model files."""
+    return os.path.join(directory, PREVIOUS, f"{sha256}.gguf")
+
+
+def is_held(directory, sha256):
+    """Whether a replaced content (sha256, str) is still in a directory (str) of model files."""
+    return state_of(held_path(directory, sha256), sha256, "") == "verified"
+
+
+def not_needed(directory, proofs):
+    """Return the files (list of paths) that hold contents which no server needs to go back, records included.
+
+    Arguments: directory (str) of the model files; proofs (list of str), see proved_contents.
+    """
+    needed = {
+        sha256
+        for name, contents in proved_contents(proofs).items()
+        for sha256 in contents
+        if state_of(os.path.join(directory, name), sha256, "") != "verified"
+    }
+    kept = {
+        path
+        for sha256 in needed
+        for held in [held_path(directory, sha256)]
+        for path in (held, record_path(held))
+    }
+    held = os.path.join(directory, PREVIOUS)
+    there = sorted(os.listdir(held)) if os.path.isdir(held) else []
+    return [path for path in (os.path.join(held, name) for name in there) if path not in kept]
+
+
+def forget(directory, proofs):
+    """Remove the contents that no server needs any more. Arguments: as not_needed. Errors: OSError."""
+    for path in not_needed(directory, proofs):
+        os.unlink(path)
+    with contextlib.suppress(OSError):  # it is not empty, or not there
+        os.rmdir(os.path.join(directory, PREVIOUS))
+
+
+def bring_back(path, sha256, proofs):
+    """Give a model file its earlier content again, which stays held until it is forgotten.
+
+    Arguments: path (str) of the model file; sha256 (str) of the content; proofs (list of str), see
+    proved_contents.
+    Returns whether it was held and not in place. Errors: OSError, with what is in place untouched.
+    """
+    directory, name = os.path.split(path)
+    if state_of(path, sha256, "") == "verified" or not is_held(directory, sha256):
+        return False
+    held = held_path(directory, sha256)
+    # There, because what a kill leaves of it is forgotten with the rest.
+    temporary = os.path.join(directory, PREVIOUS, f"{name}.link")
+    if os.path.lexists(temporary):
+        os.unlink(temporary)
+    os.link(held, temporary, follow_symlinks=False)
+    # A full disk may refuse the small files; the next run reads what has no record.
+    with contextlib.suppress(OSError):
+        _hold(path, proofs)
+    os.replace(temporary, path)
+    if os.path.lexists(temporary):  # where both were one file already
+        os.unlink(temporary)
+    _sync(directory)
+    with contextlib.suppress(OSError):
+        write_record(path, sha256, read_record(held)["url"])
+    return True
+
+
+def _hold(path, proofs):
+    """Keep what a model file (path, str) has now, if a server was proved with it. Errors: OSError."""
+    directory, name = os.path.split(path)
+    record = read_record(path) if os.path.exists(path) else None
+    if not is_unchanged(path, record) or record["sha256"] not in proved_contents(proofs).get(name, ()):
+        return
+    if is_held(directory, record["sha256"]):
+        return
+    held = held_path(directory, record["sha256"])
+    os.makedirs(os.path.dirname(held), mode=0o700, exist_ok=True)
+    if os.path.lexists(held):
+        os.unlink(held)
+    try:
+        os.link(path, held, follow_symlinks=False)
+    except OSError as error:
+        # A file system without hard links: what is replaced there is gone.
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        return
+    write_record(held, record["sha256"], record.get("url", ""))
+
+
+def _put(source, path, sha256, url, proofs):
     """Give a verified file or link its final name (path, str), for good, and record its sha256."""
+    _hold(path, proofs)
     os.replace(source, path)
     _sync(os.path.dirname(path))
     write_record(path, sha256, url)

@@ -40,6 +40,13 @@ options:
     description: Files that are fetched at once.
     type: int
     default: 2
+  proofs:
+    description: Patterns of the paths of C(proved.json) of each instance's last good release. What a server
+      was proved with stays below C(.previous) when another content takes its name, until it is no longer
+      needed; and comes from there when it is wanted again.
+    type: list
+    elements: str
+    default: [/var/lib/llamacpp/*/good/proved.json]
   rate_limit:
     description: Bytes per second of all files together, with C(K) or C(M) for KiB or MiB; empty for no limit.
     type: str
@@ -103,7 +110,15 @@ from urllib.parse import urlsplit
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.gguf import WAIVED, printable_url, state_of
 from ansible.module_utils.sources import HUB_ARGUMENTS, Hub, ask, status_problem
-from ansible.module_utils.store import Refused, install, install_link, look, source_path
+from ansible.module_utils.store import (
+    Refused,
+    bring_back,
+    install,
+    install_link,
+    is_held,
+    look,
+    source_path,
+)
 
 # aria2's summary with --human-readable=false: [#2089b0 409600B/34897100B(1%) CN:1 DL:118476B ETA:4m51s]
 READOUT = re.compile(r"\[#\w+ (\d+)B/(\d+)B\S* CN:\d+(?: DL:(\d+)B)?(?: ETA:(\w+))?")
@@ -214,6 +229,8 @@ class Fetch:
     def announce(self):
         """Return the bytes (int) that are still to be written. Errors: Failed."""
         scheme = urlsplit(self.wanted["url"]).scheme
+        if self._is_held():
+            return 0
         if scheme == "file":
             path = source_path(self.wanted["url"])
             if not os.path.isfile(path):
@@ -234,6 +251,15 @@ class Fetch:
         wanted = self.wanted
         return wanted["url"].startswith("http") and (
             state_of(self._path, wanted["sha256"], wanted["url"]) == "verified"
+        )
+
+    def _is_held(self):
+        """Whether it is wanted again after another one has taken its name."""
+        sha256 = self.wanted["sha256"]
+        return (
+            sha256 not in ("", WAIVED)
+            and not self.wanted.get("link")
+            and is_held(self._options["directory"], sha256)
         )
 
     def _on_disk(self):
@@ -280,10 +306,19 @@ class Fetch:
 
     def _attempt(self):
         scheme = urlsplit(self.wanted["url"]).scheme
+        proofs = self._options["proofs"]
+        if self._is_held() and bring_back(self._path, self.wanted["sha256"], proofs):
+            self.size = os.path.getsize(self._path)
+            self._discard()
+            return
         if scheme == "file" and self.wanted.get("link"):
             self._report.tell(self.file, "verifying", size=self.size)
             install_link(
-                source_path(self.wanted["url"]), self._path, self.wanted["sha256"], self.wanted["url"]
+                source_path(self.wanted["url"]),
+                self._path,
+                self.wanted["sha256"],
+                self.wanted["url"],
+                proofs=proofs,
             )
             return
         expected = self.wanted["sha256"]
@@ -496,7 +531,14 @@ class Fetch:
 
         self._own(self._partial)
         try:
-            install(self._partial, self._path, expected, self.wanted["url"], progress=verified)
+            install(
+                self._partial,
+                self._path,
+                expected,
+                self.wanted["url"],
+                progress=verified,
+                proofs=self._options["proofs"],
+            )
         except Refused as refused:
             # It comes from another host, was put together from several attempts or versions, or the hub says
             # what it must be: then the way is to blame, not the catalogue.
@@ -693,6 +735,11 @@ def main():
             "directory": {"type": "path", "required": True},
             **HUB_ARGUMENTS,
             "ca_bundle": {"type": "str", "default": ""},
+            "proofs": {
+                "type": "list",
+                "elements": "str",
+                "default": ["/var/lib/llamacpp/*/good/proved.json"],
+            },
             "connections": {"type": "int", "default": 4},
             "parallel_files": {"type": "int", "default": 2},
             "rate_limit": {"type": "str", "default": ""},

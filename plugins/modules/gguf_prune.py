@@ -10,7 +10,8 @@ description:
   - Removes the files C(*.gguf) of a directory (not of those below it) that are not listed in
     O(keep), that no configuration of an instance names, and that no process has open or mapped.
     With a file goes the record of its verification. Of a link only the link is removed.
-  - Removes what C(.partial) holds of downloads of such files.
+  - Removes what C(.partial) holds of downloads of such files, and what C(.previous) holds of replaced files,
+    unless the last good release of an instance was proved with it.
   - Touches nothing else. If it cannot be told what is in use, nothing is removed.
 options:
   directory:
@@ -27,6 +28,11 @@ options:
     type: list
     elements: str
     default: [/home/llm/*/config.json]
+  proofs:
+    description: Patterns of the paths of C(proved.json) of each instance's last good release.
+    type: list
+    elements: str
+    default: [/var/lib/llamacpp/*/good/proved.json]
 author: ansible-llamacpp
 """
 
@@ -55,6 +61,7 @@ used_by:
   returned: always
 """
 
+import contextlib
 import glob
 import json
 import os
@@ -62,7 +69,7 @@ import re
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.gguf import record_path
-from ansible.module_utils.store import strings_in
+from ansible.module_utils.store import PREVIOUS, not_needed, strings_in
 
 PROC = "/proc"
 PARTIAL = ".partial"
@@ -154,10 +161,10 @@ def _open_in(process):
         yield status.st_dev, status.st_ino
 
 
-def files_in(directory):
+def files_in(directory, proofs):
     """Return what may be removed: a dict by name, relative to the directory, of the paths that belong to it.
 
-    Arguments: directory (str). A directory that is not there is empty.
+    Arguments: directory (str), one that is not there is empty; proofs (list of str).
     """
     found = {}
     for entry in _files(directory):
@@ -173,6 +180,11 @@ def files_in(directory):
         name = COMPANION.sub("", entry.name)
         if name.endswith(".gguf"):
             found.setdefault(os.path.join(PARTIAL, name), []).append(entry.path)
+    for path in not_needed(directory, proofs):
+        record = RECORD.fullmatch(os.path.basename(path))
+        name = record.group(1) if record else os.path.basename(path)
+        # Records come first there, and the file is to be the first of them here.
+        found.setdefault(os.path.join(PREVIOUS, name), []).insert(0, path)
     return found
 
 
@@ -185,14 +197,16 @@ def _files(directory):
     return [entry for entry in entries if entry.is_symlink() or entry.is_file()]
 
 
-def unused(directory, keep, configs, proc=PROC):
+def unused(directory, keep, configs, proc=PROC, proofs=()):
     """Return (files, used): what may go, see files_in, and by name who uses what else is not to be kept.
 
-    Arguments: directory, proc (str), keep, configs (list of str). Errors: Unsure, OSError.
+    Arguments: directory, proc (str), keep, configs, proofs (list of str). Errors: Unsure, OSError.
     """
     configured = named_in(configs)
     files = {
-        name: paths for name, paths in files_in(directory).items() if not set(names_of(name)) & set(keep)
+        name: paths
+        for name, paths in files_in(directory, proofs).items()
+        if not set(names_of(name)) & set(keep)
     }
     users = users_of([path for paths in files.values() for path in paths], proc)
     used = {}
@@ -215,17 +229,24 @@ def main():
             "directory": {"type": "path", "required": True},
             "keep": {"type": "list", "elements": "str", "required": True},
             "configs": {"type": "list", "elements": "str", "default": ["/home/llm/*/config.json"]},
+            "proofs": {
+                "type": "list",
+                "elements": "str",
+                "default": ["/var/lib/llamacpp/*/good/proved.json"],
+            },
         },
         supports_check_mode=True,
     )
     wanted = module.params
     try:
-        files, used = unused(wanted["directory"], wanted["keep"], wanted["configs"])
+        files, used = unused(wanted["directory"], wanted["keep"], wanted["configs"], proofs=wanted["proofs"])
         removed = [{"file": name, "bytes": size_of(paths[0])} for name, paths in files.items()]
         if not module.check_mode:
             for paths in files.values():
                 for path in paths:
                     os.unlink(path)
+            with contextlib.suppress(OSError):  # it is not empty, or not there
+                os.rmdir(os.path.join(wanted["directory"], PREVIOUS))
     except (Unsure, OSError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=bool(removed), removed=removed, kept_in_use=sorted(used), used_by=used)

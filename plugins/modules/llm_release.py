@@ -35,6 +35,19 @@ options:
     description: Id of the release; not for O(state=absent).
     type: str
     default: ""
+  with_its_models:
+    description: For O(state=tried), whether model files that were replaced since the release was proved get
+      back what they had then, where that is still held. When a release is put back because another one has
+      failed, they do.
+    type: bool
+    default: false
+  instead_of:
+    description: For O(state=tried), names of instances that are to go away. Those that have the port of the
+      release are stopped before it is started, start again if it does not serve, and are removed by
+      O(state=good).
+    type: list
+    elements: str
+    default: []
   why:
     description: Why the release is not wanted; for O(state=restored).
     type: str
@@ -104,6 +117,8 @@ def main():
                 "default": "tried",
             },
             "release": {"type": "str", "default": ""},
+            "with_its_models": {"type": "bool", "default": False},
+            "instead_of": {"type": "list", "elements": "str", "default": []},
             "why": {"type": "str", "default": ""},
             "keep": {"type": "int", "default": 10},
             "timeout": {"type": "int", "default": 900},
@@ -125,7 +140,8 @@ def main():
         module.exit_json(changed=wanted["state"] != "absent" or instance.is_there(), restarted=False)
     try:
         if wanted["state"] == "tried":
-            module.exit_json(changed=True, **instance.try_release(wanted["release"]))
+            found = instance.try_release(wanted["release"], wanted["with_its_models"], wanted["instead_of"])
+            module.exit_json(changed=True, **found)
         if wanted["state"] == "restored":
             instance.restore(wanted["release"], wanted["why"])
         if wanted["state"] == "absent":

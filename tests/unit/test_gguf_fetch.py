@@ -89,6 +89,7 @@ class Host:
             "timeout": 5,
             "attempts": 3,
             "retry_wait": 5,
+            "proofs": [str(self.directory.parent / "*" / "good" / "proved.json")],
             **given,
         }
 
@@ -660,6 +661,57 @@ class TestRoom:
         with pytest.raises(gguf_fetch.Failed, match=f"{SIZE} bytes are missing of x.gguf"):
             host.fetch(wanted)
         assert host.fetch({**wanted, "link": True})[1] == []
+
+
+class TestWhatAServerWasProvedWith:
+    """A file that is replaced under its own name, while the last good release of a server needs it."""
+
+    OLD = GOOD[:-1] + b"!"
+
+    @pytest.fixture
+    def replaced(self, host, tmp_path):
+        """Returns a function that puts a content in place; the first one is in place, and proved."""
+        proof = tmp_path / "llamacpp" / "good" / "proved.json"
+        proof.parent.mkdir(parents=True)
+        proof.write_text(json.dumps({"models": {"x.gguf": sha256(self.OLD)}}))
+        source = tmp_path / "source.gguf"
+
+        def put(content):
+            source.write_bytes(content)
+            return host.fetch({"file": "x.gguf", "url": source.as_uri(), "sha256": sha256(content)})
+
+        assert put(self.OLD)[1] == []
+        return put
+
+    def test_stays_when_another_content_takes_its_name(self, host, replaced):
+        inode = (host.directory / "x.gguf").stat().st_ino
+        assert replaced(GOOD)[1] == []
+        assert host.read() == GOOD
+        held = host.directory / ".previous" / f"{sha256(self.OLD)}.gguf"
+        assert held.read_bytes() == self.OLD
+        assert held.stat().st_ino == inode, "it takes no room besides its own"
+
+    def test_comes_back_without_its_source_and_without_room(self, host, replaced, tmp_path, monkeypatch):
+        replaced(GOOD)
+        (tmp_path / "source.gguf").unlink()
+        monkeypatch.setattr(gguf_fetch, "_free", lambda directory: 0)
+        url = (tmp_path / "source.gguf").as_uri()
+        assert host.fetch({"file": "x.gguf", "url": url, "sha256": sha256(self.OLD)})[1] == []
+        assert host.read() == self.OLD
+        assert store.look(str(host.directory / "x.gguf"), sha256(self.OLD), url)["hashed"] is False
+
+    def test_stays_also_when_a_third_one_follows(self, host, replaced):
+        replaced(GOOD)
+        replaced(GOOD[:-1] + b"?")
+        assert sorted(os.listdir(host.directory / ".previous")) == [
+            f".{sha256(self.OLD)}.gguf.verified",
+            f"{sha256(self.OLD)}.gguf",
+        ]
+
+    def test_is_not_kept_when_no_server_was_proved_with_it(self, host, replaced, tmp_path):
+        (tmp_path / "llamacpp" / "good" / "proved.json").write_text('{"models": {"y.gguf": "1"}}')
+        replaced(GOOD)
+        assert not (host.directory / ".previous").exists()
 
 
 class TestModule:

@@ -204,13 +204,35 @@ def test_leftovers_of_downloads_go_unless_their_file_is_kept(store, unused, proc
     }
 
 
+@pytest.fixture
+def held(store, tmp_path):
+    """A replaced content of a.gguf, and the proof that names it."""
+    directory = store / ".previous"
+    directory.mkdir()
+    (directory / "1234.gguf").write_bytes(b"GGUF")
+    (directory / ".1234.gguf.verified").write_text("{}")
+    proof = tmp_path / "proved.json"
+    proof.write_text('{"models": {"a.gguf": "1234"}}')
+    return proof
+
+
+def test_what_a_server_was_proved_with_stays_and_goes_when_no_proof_names_it(store, processes, held):
+    arguments = {"directory": str(store), "keep": ["a.gguf", "b.gguf", "c.gguf"], "proofs": [str(held)]}
+    assert run_module(processes(), **arguments)[1]["removed"] == []
+    held.write_text('{"models": {"a.gguf": "5678"}}')
+    failed, result = run_module(processes(), **arguments)
+    assert not failed
+    assert result["removed"] == [{"file": ".previous/1234.gguf", "bytes": 4}]
+    assert not (store / ".previous").exists()
+
+
 def run_module(proc, **arguments):
     """Run the module in a process of its own that sees no other processes; return (failed, result)."""
     run = subprocess.run(
         [sys.executable, "-c", "import ansible.module_utils as u, sys;"
          f"u.__path__.append('{PROJECT}/plugins/module_utils');"
          f"sys.path.insert(0, '{PROJECT}/plugins/modules');"
-         f"import gguf_prune; gguf_prune.unused.__defaults__ = ({proc!r},); gguf_prune.main()",
+         f"import gguf_prune; gguf_prune.unused.__defaults__ = ({proc!r}, ()); gguf_prune.main()",
          json.dumps({"ANSIBLE_MODULE_ARGS": arguments})],
         capture_output=True, text=True, check=False,
     )  # fmt: skip

@@ -217,6 +217,18 @@ def test_a_wrong_download_is_removed_and_what_is_in_place_stays(
     assert store.look(model, sha256(GOOD), URL)["hashed"] is False
 
 
+def test_a_content_that_is_brought_back_twice_leaves_nothing_behind(tmp_path, model, download):
+    store.look(model, sha256(GOOD), URL)
+    proof = tmp_path / "proved.json"
+    proof.write_text(json.dumps({"models": {os.path.basename(model): sha256(GOOD)}}))
+    store.install(download(OTHER), model, sha256(OTHER), URL, proofs=[str(proof)])
+    assert store.bring_back(model, sha256(GOOD), [str(proof)]) is True
+    os.unlink(gguf.record_path(model))  # as after a kill between the file and its record
+    assert store.bring_back(model, sha256(GOOD), [str(proof)]) is True
+    assert store.look(model, sha256(GOOD), URL)["hashed"] is False
+    assert not [name for name in os.listdir(tmp_path / ".previous") if name.endswith(".link")]
+
+
 def test_a_wrong_file_on_the_host_is_not_blamed_on_a_url(download, tmp_path):
     with pytest.raises(store.Refused, match=r"Correct sha256 or path of the model in llm_models\.$"):
         store.check_download(download(), sha256(OTHER), "file:///mnt/x.gguf")

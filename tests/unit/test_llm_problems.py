@@ -773,6 +773,46 @@ def test_whatever_is_written_gives_messages_and_never_a_crash(problems):
 DIGEST = "sha256:" + "b" * 64
 
 
+@pytest.mark.parametrize(
+    ("probe", "messages"),
+    [
+        ("all", []),
+        ([], []),
+        (["gemma3"], []),
+        (
+            ["gemma", "other"],
+            [
+                'llamacpp_server_probe: "gemma" is served by no instance; did you mean gemma3?',
+                'llamacpp_server_probe: "other" is served by no instance; valid are gemma3, two',
+            ],
+        ),
+        (["spare"], ['llamacpp_server_probe: "spare" is served by no instance; valid are gemma3, two']),
+        ([3], ["llamacpp_server_probe: 3 is served by no instance; valid are gemma3, two"]),
+        (
+            "gemma3",
+            [
+                'llamacpp_server_probe: is "gemma3" (string); it must be all, or a list of aliases of'
+                " llm_models"
+            ],
+        ),
+    ],
+)
+def test_models_that_must_answer(problems, probe, messages):
+    models = [MODEL, model(alias="two"), model(alias="spare")]
+    instances = [instance(models=["gemma3"]), instance(name="second", port=20081, models=["two"])]
+    assert problems(models=models, instances=instances, probe=probe) == messages
+
+
+def test_models_that_must_answer_are_all_those_of_an_instance_that_names_none(problems):
+    assert problems(probe=["gemma3"]) == []
+    assert len(problems(probe=["two"])) == 1
+
+
+def test_wrong_lists_have_no_second_line_about_the_models_that_must_answer(problems):
+    assert len(problems(models=[], probe=["two"])) == 1
+    assert len(problems(instances="x", probe=["two"])) == 1
+
+
 def image_from(source, **changes):
     return {"source": source, "archive": "", "registry_ref": "", "id": ""} | changes
 

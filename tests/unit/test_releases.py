@@ -24,7 +24,7 @@ from urllib.parse import unquote
 
 import pytest
 import yaml
-from ansible.module_utils import gguf, releases
+from ansible.module_utils import gguf, releases, store
 from ansible.module_utils.releases import Instance, Problem, Release
 from certificates import certify, make_key, text_of
 
@@ -70,6 +70,9 @@ class World:
         self.docker_answers = True
         self.address = stage.addresses[0]
         self.faults = {}  # by label of a container: "start", or how it answers, or that by alias
+        self.crashes = False  # whether the others are between a crash and the next start
+        self.others = {}  # by name, whether another instance runs, on the same port
+        self.bad_weights = set()  # contents of model files whose server answers 500
         self.refusals = {}  # by command of systemctl: what it returns in place of doing it
         self.refuses_once = {}
         self.loaded = None  # the unit as systemd knows it
@@ -89,6 +92,17 @@ class World:
         gguf.write_record(
             str(path), hashlib.sha256(content.encode()).hexdigest(), f"https://m.example/{model}"
         )
+
+    def replace_model(self, model, content):
+        """Have another content take a model file's name, as gguf_fetch does."""
+        path = str(self.models / f"{model}.gguf")
+        Path(f"{path}.new").write_text(content)
+        sha256 = hashlib.sha256(content.encode()).hexdigest()
+        store._put(f"{path}.new", path, sha256, "", [str(self.state / "*" / "good" / "proved.json")])
+
+    def held(self):
+        """The contents of replaced model files that are still there."""
+        return sorted(path.read_text() for path in self.models.glob(".previous/*.gguf"))
 
     def instance(self):
         """What a new run works with."""
@@ -132,6 +146,38 @@ class World:
         }
         (path / "release.json").write_text(json.dumps(record))
         return Release(str(path))
+
+    def make_other(self, name="old"):
+        """Have another instance run on the same port, as an earlier run has deployed it."""
+        path = self.state / name / "releases" / "x"
+        path.mkdir(parents=True)
+        targets = {"config.json": self.path / "home" / name / "config.json"}
+        targets[f"{name}.service"] = self.path / "units" / f"{name}.service"
+        targets["config.json"].parent.mkdir()
+        for file, target in targets.items():
+            (path / file).write_text("{}")
+            target.write_text("{}")
+        record = {
+            "id": "x",
+            "label": "other",
+            "url": "http://{}:{}".format(*self.address),
+            "probe": [],
+            "models_dir": str(self.models),
+            "files": {file: str(target) for file, target in targets.items()},
+        }
+        (path / "release.json").write_text(json.dumps(record))
+        (self.state / name / "good").symlink_to("releases/x")
+        self.others[name], self.others_address = True, self.address
+
+    def others_systemctl(self, command, name):
+        if command in ("restart", "start") and self.container:
+            return 1, "", "port is already allocated"
+        if command in ("stop", "disable"):
+            self.others[name] = False
+        elif command in ("restart", "start"):
+            self.others[name] = True
+        state = "inactive" if not self.others[name] else "activating" if self.crashes else "active"
+        return 0, f"ActiveState={state}\n", ""
 
     def url(self, tls):
         address = self.stage.tls_address if tls else self.address
@@ -228,6 +274,9 @@ class World:
         assert command[0] == "systemctl"
         if command[1] == "disable":
             assert "--now" in command
+        other = command[-1].removesuffix(".service")
+        if other in self.others:
+            return self.others_systemctl(command[1], other)
         assert command[1] == "daemon-reload" or command[-1] == f"{NAME}.service"
         return self.systemctl(command[1])
 
@@ -262,6 +311,9 @@ class World:
         """Start the container of the unit that systemd knows."""
         self.container = None
         label = re.search("release=(.*) ", self.loaded)[1]
+        if any(self.others.values()):
+            self.journal.append("port is already allocated")
+            return 1, "", f"{JOB_FAILED}\n"
         if not self.config_file.exists() or self.faults.get(label) == "start":
             self.journal.append("error: failed to load model: out of memory")
             return 1, "", f'{JOB_FAILED}\nSee "journalctl -xeu {NAME}.service" for details.\n'
@@ -288,9 +340,12 @@ class World:
         if path.startswith("/images/"):
             return {"Id": "sha256:1"} if path[len("/images/") : -len("/json")] in self.images else None
         now = self.container
-        if path != f"/containers/{NAME}/json" or not now:
+        other = re.fullmatch("/containers/(.*)/json", path)[1]
+        if self.others.get(other) and not self.crashes:
+            now = {"number": 0, "started": now_and(0), "image": IMAGE, "label": "other", "key": ""}
+        elif other != NAME or not now:
             return None
-        host, port = self.address
+        host, port = self.others_address if other in self.others else self.address
         published = {f"{port}/tcp": [{"HostIp": host, "HostPort": str(port)}]}
         return {
             "Id": f"{now['number']:064}",
@@ -317,6 +372,8 @@ class World:
         fault = fault.get(alias) if isinstance(fault, dict) else fault
         fault = None if fault == "other certificate" else fault  # whoever asks all the same is answered
         aliases = [model["model_alias"] for model in json.loads(now["config"])["models"]]
+        if self.bad_weights & set(now["models"].values()):
+            fault = "500"
         choice = {"message": {"content": "" if fault == "empty" else f"I am {alias}."}}
         body = {"choices": [choice], "usage": {"completion_tokens": 0 if fault == "empty" else 4}}
         status = 200
@@ -818,6 +875,232 @@ def test_a_release_that_could_not_be_put_back_is_asked_again_before_it_is_good(w
     assert "HTTP 500" in failure(world.instance().try_release, "a")
 
 
+# ---- a model file that is replaced under its own name
+
+
+def test_a_model_file_that_fails_is_left_for_the_one_before(world):
+    release = world.deploy("a")
+    world.replace_model("two", "bad")
+    world.bad_weights = {"bad"}
+    told = failure(world.instance().try_release, "a")
+    assert "What served before serves again: release a" in told
+    assert "The model files in place are those from before, too: two.gguf." in told
+    world.check_serves(release)
+    world.check_proved()
+    assert world.container["models"]["two"] == "weights of two"
+    assert world.instance().facts("")["models_are_the_same"] is True
+    assert (world.trying(), world.held()) == ({}, [])
+
+
+def test_a_model_file_that_fails_is_left_also_for_a_new_release(world):
+    release = world.deploy("a")
+    world.replace_model("two", "bad")
+    world.bad_weights = {"bad"}
+    new = world.make("b", setting="8192")
+    failure(world.instance().try_release, new.id)
+    world.check_serves(release)
+    assert world.container["models"]["two"] == "weights of two"
+
+
+def test_of_a_model_file_that_is_proved_the_one_before_is_gone(world):
+    world.deploy("a")
+    world.replace_model("two", "better")
+    assert world.held() == ["weights of two"]
+    world.instance().try_release("a")
+    assert world.held() == ["weights of two"], "it is not proved on GPUs yet"
+    world.instance().accept("a", 10)
+    assert world.held() == []
+    assert (world.models / "two.gguf").read_text() == "better"
+
+
+def test_a_model_file_that_another_instance_was_proved_with_stays(world):
+    world.deploy("a")
+    other = world.state / "other" / "good"
+    other.mkdir(parents=True)
+    (other / "proved.json").write_text(json.dumps(world.instance().good().proved))
+    world.replace_model("two", "better")
+    deploy("a")(world)
+    assert world.held() == ["weights of two"]
+    (other / "proved.json").unlink()
+    deploy("a")(world)
+    assert world.held() == []
+
+
+def test_going_back_to_the_good_release_brings_its_model_file_back(world):
+    world.deploy("a")
+    world.replace_model("two", "bad")
+    world.bad_weights = {"bad"}
+    world.start()  # it was cut off, and the host has been started anew
+    assert world.instance().try_release("a", with_its_models=True)["restarted"] is True
+    assert world.container["models"]["two"] == "weights of two"
+    world.check_proved()
+
+
+def test_a_model_file_is_brought_back_on_a_disk_without_room_for_its_record(world, monkeypatch):
+    release = world.deploy("a")
+    world.replace_model("two", "bad")
+    world.bad_weights = {"bad"}
+
+    def full(*_arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store, "write_record", full)
+    told = failure(world.instance().try_release, "a")
+    assert "What served before serves again: release a" in told
+    world.check_serves(release)
+    assert world.container["models"]["two"] == "weights of two"
+
+
+def test_what_is_held_of_an_instance_goes_with_it(world):
+    world.deploy("a")
+    world.replace_model("two", "better")
+    world.instance().remove()
+    assert world.held() == []
+
+
+@pytest.mark.parametrize("is_good", [False, True])
+def test_after_a_kill_at_any_step_of_another_model_file_the_next_run_makes_it_good(
+    world, stage, tmp_path, steps, is_good
+):
+    """Killed while it was replaced, tried, or while the old one was brought back."""
+
+    def prepare(world):
+        world.bad_weights = set() if is_good else {"other"}
+        return [world.deploy("a")]
+
+    def change(world):
+        world.replace_model("two", "other")
+        deploy("a")(world)
+
+    def check(world, release):
+        if is_good:
+            change(world)
+        else:
+            told = failure(change, world)
+            assert "release a" in told
+        world.check_serves(release)
+        world.check_proved()
+        assert world.container["models"]["two"] == ("other" if is_good else "weights of two")
+        assert (world.trying(), world.held()) == ({}, [])
+        assert not (world.models / ".previous").exists()
+
+    assert after_each_death(stage, tmp_path, steps, prepare, change, check) == {}
+
+
+@pytest.mark.parametrize("identifier", ["a", "b"])
+def test_after_a_kill_at_any_step_of_another_model_file_the_old_one_can_be_deployed(
+    world, stage, tmp_path, steps, identifier
+):
+    """The inventory says again what it said, before the next run; perhaps with another note in the unit."""
+
+    def prepare(world):
+        world.bad_weights = {"other"}
+        return [world.deploy("a")]
+
+    def change(world):
+        world.replace_model("two", "other")
+        deploy("a")(world)
+
+    def check(world, release):
+        sha256 = hashlib.sha256(b"weights of two").hexdigest()
+        path = str(world.models / "two.gguf")
+        if gguf.state_of(path, sha256, "") == "unverified" and Path(path).read_text() == "weights of two":
+            gguf.write_record(path, sha256, "")  # as gguf_store does with what it has read
+        proofs = [str(world.state / "*" / "good" / "proved.json")]
+        assert store.bring_back(path, sha256, proofs) or gguf.state_of(path, sha256, "") == "verified"
+        if identifier == "b":
+            world.make("b", note="waits longer")
+        deploy(identifier)(world)
+        world.check_proved()
+        assert world.container["models"]["two"] == "weights of two"
+        assert (world.trying(), world.held()) == ({}, [])
+        assert not (world.models / ".previous").exists()
+
+    assert after_each_death(stage, tmp_path, steps, prepare, change, check) == {}
+
+
+# ---- an instance on the port of one that is to go away
+
+
+def test_an_instance_takes_the_port_of_one_that_is_to_go_away(world):
+    world.make_other()
+    release = world.make("a")
+    world.instance().try_release("a", instead_of=["old"])
+    world.check_serves(release)
+    assert (world.others["old"], (world.state / "old").exists()) == (False, True)
+    world.instance().accept("a", 10)
+    assert not (world.state / "old").exists()
+    assert not (world.path / "units" / "old.service").exists()
+
+
+def test_one_that_crashes_again_and_again_does_not_come_back_on_the_port(world):
+    world.make_other()
+    world.crashes = True
+    release = world.make("a")
+    world.instance().try_release("a", instead_of=["old"])
+    world.check_serves(release)
+    assert world.others["old"] is False
+
+
+def test_one_that_somebody_has_stopped_is_not_started_again(world):
+    world.make_other()
+    world.others["old"] = False
+    new = world.make("a")
+    world.faults[new.label] = "start"
+    assert "old serves" not in failure(lambda: world.instance().try_release("a", instead_of=["old"]))
+    assert world.others["old"] is False
+
+
+@pytest.mark.parametrize("fault", ["start", "500"])
+def test_who_has_given_its_port_serves_again_when_the_new_one_does_not(world, fault):
+    world.make_other()
+    new = world.make("b", setting="8192")
+    world.faults[new.label] = fault
+    told = failure(lambda: world.instance().try_release("b", instead_of=["old"]))
+    assert "old serves again: release x." in told
+    assert world.others["old"] is True
+    assert world.trying() == {}
+    assert f"Nothing was serving before as {NAME}" in told
+    assert world.container is None
+
+
+def test_who_has_given_its_port_serves_again_when_others_do_not_want_the_new_one(world):
+    world.make_other()
+    world.make("a")
+    world.instance().try_release("a", instead_of=["old"])
+    assert "old serves again: release x." in failure(world.instance().restore, "a", "it is slow")
+    assert (world.others["old"], world.container) == (True, None)
+
+
+def test_who_has_another_port_or_is_to_stay_is_not_stopped(world):
+    world.make_other()
+    world.make("a")
+    told = failure(world.instance().try_release, "a")
+    assert world.others["old"] is True
+    assert "serves again" not in told
+    world.address = ("127.0.0.1", world.address[1] + 1)
+    world.make("b")
+    failure(lambda: world.instance().try_release("b", instead_of=["old"]))
+    assert ["systemctl", "stop", "old.service"] not in world.commands
+
+
+def test_who_was_stopped_by_a_run_that_was_cut_off_serves_again_when_the_next_one_fails(world):
+    world.make_other()
+    new = world.make("a")
+    world.faults[new.label] = "start"
+
+    def dies(_name):
+        raise Killed
+
+    instance = world.instance()
+    instance._serve = lambda *_arguments: dies("")
+    with pytest.raises(Killed):
+        instance.try_release("a", instead_of=["old"])
+    assert world.others["old"] is False
+    told = failure(lambda: world.instance().try_release("a", instead_of=["old"]))
+    assert "old serves again: release x." in told
+
+
 # ---- a full disk
 
 
@@ -915,6 +1198,7 @@ class Steps:
         self._patch(monkeypatch, os, "replace", 1)
         self._patch(monkeypatch, os, "symlink", 1)
         self._patch(monkeypatch, os, "unlink", 0)
+        self._patch(monkeypatch, os, "link", 1)
         self._patch(monkeypatch, shutil, "copy2", 1, self._half_a_copy)
         self._patch(monkeypatch, releases, "check_answer", 1)
 
@@ -1433,6 +1717,27 @@ def test_the_release_before_is_kept_also_when_the_clock_was_set_back(world, monk
     assert {"3", "4"} <= set(world.releases())
 
 
+def test_the_last_proved_releases_are_kept_also_when_the_clock_was_set_back(world, monkeypatch):
+    seconds = itertools.count(59, -1)
+    monkeypatch.setattr(releases, "now", lambda: f"2026-11-23T02:00:{next(seconds):02}Z")
+    for number in (5, 3, 4, 1, 2):
+        world.make(str(number), setting=str(number))
+        world.instance().try_release(str(number))
+        world.instance().accept(str(number), 3)
+    assert world.releases() == ["1", "2", "4"]
+    world.instance().try_release("1")
+    world.instance().accept("1", 3)
+    told = {one["id"]: one["number"] for one in world.instance().facts("")["releases"]}
+    assert sorted(told, key=told.get) == ["4", "2", "1"]
+
+
+def test_a_failed_release_of_a_clock_that_was_set_back_goes_too(world):
+    world.make("a")
+    os.utime(world.state / NAME / "releases" / "a", (time.time() + 86400 * 365,) * 2)
+    world.deploy("b")
+    assert world.releases() == ["b"]
+
+
 # ---- an instance that is not wanted
 
 
@@ -1524,7 +1829,7 @@ def test_of_an_instance_that_is_as_it_should_be_all_is_told(world):
         "is_active": True,
         "is_enabled": True,
         "trying": {},
-        "releases": [dict(record, good=True)],
+        "releases": [dict(record, number=1, good=True)],
     }
 
 

@@ -6,11 +6,12 @@ import pytest
 from releases import release_table, release_to_go_back_to
 
 
-def release(identifier: str, proved: str = "", good: bool = False) -> dict:
+def release(identifier: str, proved: str = "", good: bool = False, number: int = 0) -> dict:
     return {
         "id": identifier,
         "proved": proved,
         "good": good,
+        "number": number,
         "image": "llamacpp:1",
         "models": ["one", "two"],
         "commit": "",
@@ -43,6 +44,16 @@ def test_a_host_without_releases_says_so():
 @pytest.mark.parametrize(("wanted", "chosen"), {"good": "d", "previous": "b", "a": "a"}.items())
 def test_a_release_can_be_named_in_three_ways(wanted, chosen):
     assert release_to_go_back_to(FOUND, wanted) == {"id": chosen, "problem": ""}
+
+
+def test_the_previous_release_is_the_one_proved_before_also_when_the_clock_was_set_back():
+    found = [
+        release("d", "2026-01-04T00:00:00Z"),  # by an older version, which did not number
+        release("c", "2026-01-03T00:00:00Z", number=1),
+        release("a", "2025-01-01T00:00:00Z", number=2),
+        release("b", "2025-01-02T00:00:00Z", number=3, good=True),
+    ]
+    assert release_to_go_back_to({"releases": found}, "previous")["id"] == "a"
 
 
 @pytest.mark.parametrize("wanted", ["e", "nosuch"])

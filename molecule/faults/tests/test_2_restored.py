@@ -133,6 +133,17 @@ def test_survives_a_first_deployment_that_fails(deploy, host, catalogue, odd):
     assert not host.file("/home/llm/second").exists
 
 
+def test_survives_another_name_on_its_port_that_fails(deploy, as_before, host, catalogue, odd):
+    renamed = [{"name": "renamed", "port": 20080, "gpus": []}]
+    run = deploy(llm_models=[odd, *catalogue], llm_instances=renamed)
+    assert run.rc != 0, run.output
+    assert "Nothing was serving before as renamed; it is stopped. llamacpp serves again: release" in run.error
+    assert host.service("llamacpp").is_running and not host.service("renamed").is_running
+    back = deploy()
+    assert back.rc == 0, back.output
+    assert not host.file("/etc/systemd/system/renamed.service").exists
+
+
 def test_survives_two_runs_of_which_one_fails(begin, deploy, host, as_before, faulty_image):
     first = begin(llamacpp_server_image=faulty_image(HANGS), llamacpp_server_start_timeout=40)
     wait_until(lambda: host.file(f"{STATE}/trying").exists or not first.runs, "the first run's swap")
@@ -140,3 +151,43 @@ def test_survives_two_runs_of_which_one_fails(begin, deploy, host, as_before, fa
     assert second.rc != 0
     assert "another run is changing llamacpp" in second.error
     was_restored(first.finish(), "did not become ready")
+
+
+@pytest.fixture
+def replacement(host, catalogue, odd):
+    """Returns a function: number of a model -> the catalogue, with what cannot be loaded in its file."""
+    sha256 = host.check_output("sha256sum %s/odd.gguf", MODELS).split()[0]
+
+    def of(number: int) -> list[dict]:
+        other = {key: value for key, value in catalogue[number].items() if key != "url"}
+        models = [*catalogue]
+        models[number] = other | {"path": f"{MODELS}/odd.gguf", "sha256": sha256}
+        return models
+
+    return of
+
+
+@pytest.mark.parametrize(("number", "words"), [(0, "did not become ready"), (1, "gemma3 does not answer")])
+def test_survives_a_model_replaced_under_its_own_name_by_one_that_fails(
+    play, as_before, host, catalogue, replacement, number, words
+):
+    run = play("site.yml", "--tags", "models,server", llm_models=replacement(number))
+    file = catalogue[number]["file"]
+    was_restored(run, words, f"The model files in place are those from before, too: {file}.")
+    assert host.check_output("sha256sum %s/%s", MODELS, file).startswith(catalogue[number]["sha256"])
+    again = play()
+    assert again.rc == 0, again.output
+    assert again.count("changed") == 0, "nothing of it is left to do"
+    assert not host.file(f"{MODELS}/.previous").exists
+
+
+def test_survives_the_end_of_a_run_between_a_model_replaced_under_its_own_name_and_its_server(
+    play, as_before, host, catalogue, replacement
+):
+    fetched = play("site.yml", "--tags", "models", llm_models=replacement(0))
+    assert fetched.rc == 0, fetched.output
+    host.check_output("systemctl kill --signal=SIGKILL llamacpp")  # it loads what is there now, and fails
+    back = play("rollback.yml", "-e", "to=good")
+    assert back.rc == 0, back.output
+    file = catalogue[0]["file"]
+    assert host.check_output("sha256sum %s/%s", MODELS, file).startswith(catalogue[0]["sha256"])

@@ -79,3 +79,50 @@ def test_rollback_goes_back_to_the_release_before(play, deploy, host, container)
     again = deploy()
     assert again.rc == 0, again.output
     assert again.count("changed") == 0, again.output
+
+
+@pytest.fixture
+def late(host):
+    """Variables that give what Ansible runs on the host a clock that was set back by more than a year."""
+    host.check_output("apt-get update -qq && apt-get install --yes -qq --no-install-recommends faketime")
+    wrapper = '#!/bin/sh\nexec env NO_FAKE_STAT=1 faketime --exclude-monotonic -f -400d python3 "$@"\n'
+    host.check_output("printf %%s %s > /usr/local/bin/late && chmod +x /usr/local/bin/late", wrapper)
+    yield {"ansible_python_interpreter": "/usr/local/bin/late"}
+    host.check_output("rm /usr/local/bin/late && apt-get purge --yes -qq --autoremove faketime")
+
+
+def test_survives_a_clock_that_jumps_back(play, deploy, host, late):
+    def good() -> str:
+        return host.check_output(f"basename $(readlink {STATE}/good)")
+
+    first = good()
+    proved = []
+    for value in (True, False):
+        run = deploy(
+            llm_server_settings={"interrupt_requests": value}, llamacpp_server_keep_releases=2, **late
+        )
+        assert run.rc == 0, run.output
+        proved.append(good())
+        assert proved[-1] in play("rollback.yml").output.split("<- good")[0].splitlines()[-1]
+    assert len({first, *proved}) == 3
+    clock = json.loads(host.file(f"{STATE}/good/proved.json").content_string)["at"]
+    assert clock < json.loads(host.file(f"{STATE}/good/release.json").content_string)["created"]
+    kept = set(host.check_output(f"ls {STATE}/releases").split())
+    assert set(proved) <= kept
+    back = play("rollback.yml", "-e", "to=previous")
+    assert back.rc == 0, back.output
+    assert good() == proved[0], "by order of proof, not by clock"
+    run = deploy()
+    assert run.rc == 0, run.output
+
+
+def test_another_name_takes_over_the_port(deploy, host):
+    for name, before in (("renamed", "llamacpp"), ("llamacpp", "renamed")):
+        run = deploy(llm_instances=[{"name": name, "port": 20080, "gpus": []}])
+        assert run.rc == 0, run.output
+        assert host.service(name).is_running
+        assert not host.file(f"/etc/systemd/system/{before}.service").exists
+        assert not host.file(f"/var/lib/llamacpp/{before}").exists
+    again = deploy()
+    assert again.rc == 0, again.output
+    assert again.count("changed") == 0, again.output
