@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
-CERTIFICATE, PRIVATE_KEY = "llm_tls_certificate", "llm_tls_private_key"
+CERTIFICATE = "llm_tls_certificate"
+PRIVATE_KEY = "llm_tls_private_key"
 # The settings of the engine that are made of these variables.
 SETTINGS = ("ssl_certfile", "ssl_keyfile")
 # The forms of a private key that OpenSSL reads, and so the server.

@@ -56,7 +56,7 @@ def pull(play, pushed) -> Callable:
         image = {"llamacpp_image_source": "registry", "llamacpp_image_registry_ref": pushed}
         return play(
             "site.yml",
-            *("-i", "molecule/air-gap/builder.yml", "-l", BUILDER, "--tags", "image"),
+            *("-i", "molecule/air-gap/builder", "-l", BUILDER, "--tags", "image"),
             **{"llm_bundle": ""} | image | login | variables,
         )
 
