@@ -191,23 +191,32 @@ def container(host):
     return inspect
 
 
+@pytest.fixture(scope="session")
+def services(host, scenario) -> Callable[[], dict[str, tuple]]:
+    """Returns a function: of each instance what tells whether it was touched.
+
+    That is its container and when it was started, its config.json, its unit.
+    """
+
+    def look() -> dict[str, tuple]:
+        return {
+            name: (
+                host.check_output("docker inspect --format '{{.Id}} {{.State.StartedAt}}' %s", name),
+                host.file(f"/home/llm/{name}/config.json").content,
+                host.file(f"/etc/systemd/system/{name}.service").content,
+            )
+            for name in scenario.instances
+        }
+
+    return look
+
+
 @pytest.fixture
-def untouched(host, container, scenario):
-    """Proves at the end that each instance is what it was: container, its start, config.json, unit."""
-
-    def state(name: str) -> tuple:
-        running = container(name)
-        return (
-            running["Id"],
-            running["State"]["StartedAt"],
-            host.file(f"/home/llm/{name}/config.json").content,
-            host.file(f"/etc/systemd/system/{name}.service").content,
-        )
-
-    before = {name: state(name) for name in scenario.instances}
+def untouched(services):
+    """Proves at the end that each instance is what it was."""
+    before = services()
     yield
-    for name in scenario.instances:
-        assert state(name) == before[name], f"the running service {name} was touched"
+    assert services() == before, "a running service was touched"
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = 120) -> None:

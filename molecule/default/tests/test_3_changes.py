@@ -27,52 +27,65 @@ def test_check_mode_tells_what_would_change_and_touches_nothing(play, untouched)
     assert run.count("changed") == 3, run.output
 
 
-# What the operator did wrong, as variables made from the good ones, and what the one error must say.
+# What the operator did wrong in variables, all in one run, and what the one line about each must say.
+def many_mistakes(good: dict) -> dict:
+    """Variables with all of MISTAKES in them.
+
+    Args:
+        good: those that are deployed.
+    """
+    twice = good["llm_models"][0]
+    return {
+        "llm_instance": [],
+        "llm_backend": "cpu",
+        "llm_model_defaults": {"n_ctxx": 4096, "n_ctx": "four thousand", "chat_format": "chatmll"},
+        "llm_models": [*good["llm_models"], twice, without(twice, "sha256") | {"alias": "unhashed"}],
+        "llm_instances": [
+            {"name": "one", "port": 20080, "gpus": []},
+            {"name": "two", "port": 20080, "gpus": []},
+            {"name": "three", "port": 20081, "gpus": [0]},
+            {"name": "four", "port": 20082, "models": ["gpt"]},
+        ],
+    }
+
+
+MISTAKES = {
+    "unknown setting": ["llm_model_defaults", "n_ctxx", "n_ctx"],
+    "wrong type": ["llm_model_defaults", "four thousand", "integer"],
+    "unknown chat_format": ["llm_model_defaults", "chatmll", "chatml", "llama-2"],
+    "duplicate alias": ["llm_models[2]", "alias", "smollm2"],
+    "duplicate port": ["llm_instances[1] (name two)", "20080", "llm_instances[0]"],
+    "unknown model": ["llm_instances[3]", "gpt", "smollm2", "gemma3"],
+    "missing sha256": ["llm_models[3]", "sha256 is missing", "unhashed"],
+    "misspelled variable": ["llm_instance ", "llm_instances"],
+    "GPU on the CPU backend": ["llm_instances[2]", "gpus: []"],
+}
+
+
+@pytest.fixture(scope="module")
+def mistaken(play, services, demo_variables):
+    """A run with all mistakes, after which the services are what they were."""
+    before = services()
+    run = play(**many_mistakes(demo_variables))
+    assert services() == before
+    return run
+
+
+def test_mistakes_in_variables_are_one_error_and_nothing_is_touched(mistaken):
+    assert mistaken.rc != 0, mistaken.output
+    assert mistaken.count("changed") == 0, mistaken.output
+    assert mistaken.output.count("fatal:") == 1, mistaken.output
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_each_mistake_is_one_clear_line(mistaken, mistake):
+    about = [line for line in mistaken.error.splitlines() if all(word in line for word in MISTAKES[mistake])]
+    assert len(about) == 1, mistaken.error
+
+
+# What only the host or a source shows to be wrong, as variables made from the good ones, and what
+# the one error must say.
 BAD_INPUT = {
-    "unknown setting": (
-        lambda good: {"llm_model_defaults": {"n_ctxx": 4096}},
-        ["llm_model_defaults", "n_ctxx", "n_ctx"],
-    ),
-    "wrong type": (
-        lambda good: {"llm_model_defaults": {"n_ctx": "four thousand"}},
-        ["llm_model_defaults", "n_ctx", "integer"],
-    ),
-    "unknown chat_format": (
-        lambda good: {"llm_model_defaults": {"chat_format": "chatmll"}},
-        ["chat_format", "chatmll", "chatml", "llama-2"],
-    ),
-    "duplicate alias": (
-        lambda good: {"llm_models": [*good["llm_models"], good["llm_models"][0]]},
-        ["llm_models", "alias", "smollm2"],
-    ),
-    "duplicate port": (
-        lambda good: {
-            "llm_instances": [
-                {"name": "one", "port": 20080, "gpus": []},
-                {"name": "two", "port": 20080, "gpus": []},
-            ]
-        },
-        ["llm_instances[1] (name two)", "20080", "llm_instances[0]"],
-    ),
-    "unknown model": (
-        lambda good: {"llm_instances": [{"name": "llamacpp", "port": 20080, "models": ["gpt"]}]},
-        ["llm_instances", "gpt", "smollm2, gemma3"],
-    ),
-    "missing sha256": (
-        lambda good: {"llm_models": [without(good["llm_models"][0], "sha256")]},
-        ["llm_models", "sha256", "smollm2"],
-    ),
-    "misspelled variable": (
-        lambda good: {"llm_instance": []},
-        ["llm_instance ", "llm_instances"],
-    ),
-    "GPU on the CPU backend": (
-        lambda good: {
-            "llm_backend": "cpu",
-            "llm_instances": [{"name": "llamacpp", "port": 20080, "gpus": [0]}],
-        },
-        ["llm_instances", "gpus: []"],
-    ),
     "URL that answers 404": (
         lambda good: {
             "llm_models": [
