@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import socketserver
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -32,6 +34,27 @@ def schema():
         "preflight_server_version"
     ]
     return json.loads((PROJECT / f"files/image/settings-{version}.json").read_text())
+
+
+@pytest.fixture
+def run_playbook(tmp_path):
+    """Returns a function: the text of a playbook for localhost -> what its run prints; a failed one fails."""
+
+    def run(text: str) -> str:
+        playbook = tmp_path / "playbook.yml"
+        playbook.write_text(text, encoding="utf-8")
+        done = subprocess.run(
+            ["ansible-playbook", "-i", "localhost,", str(playbook)],
+            cwd=PROJECT,
+            env=os.environ | {"ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run
 
 
 @pytest.fixture

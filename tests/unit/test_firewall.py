@@ -33,7 +33,7 @@ PLAYBOOK = """
 
 
 @pytest.fixture
-def rules(tmp_path):
+def rules(tmp_path, run_playbook):
     """Returns a function: variables -> the rules, with the lines as nft lists them."""
 
     def rendered(**variables) -> list[str]:
@@ -42,20 +42,9 @@ def rules(tmp_path):
         case = tmp_path / "case.yml"
         case.write_text(json.dumps({"llm_firewall_old_ports": []} | variables), encoding="utf-8")
         task_vars = json.dumps(task["vars"]).replace("'templates/", f"'{ROLE}/templates/")
-        playbook = tmp_path / "render.yml"
-        playbook.write_text(
-            PLAYBOOK.format(project=PROJECT, role=ROLE, case=case, out=tmp_path, task_vars=task_vars),
-            encoding="utf-8",
+        run_playbook(
+            PLAYBOOK.format(project=PROJECT, role=ROLE, case=case, out=tmp_path, task_vars=task_vars)
         )
-        run = subprocess.run(
-            ["ansible-playbook", "-i", "localhost,", str(playbook)],
-            cwd=PROJECT,
-            env=os.environ | {"ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert run.returncode == 0, run.stdout + run.stderr
         # Where nft is there and may be asked, it has the last word; what it reads on a host is tested there.
         if shutil.which("nft") and os.geteuid() == 0:
             subprocess.run(["nft", "-c", "-f", tmp_path / "rules.nft"], check=True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -39,7 +37,7 @@ PLAYBOOK = """
 
 
 @pytest.fixture
-def render(tmp_path):
+def render(tmp_path, run_playbook):
     """Returns a function: extra variables -> (config.json as a dict, text of the unit)."""
 
     def rendered(**variables) -> tuple[dict, str]:
@@ -49,20 +47,7 @@ def render(tmp_path):
         task_vars = json.dumps(task["vars"]).replace("'docker_run.j2'", f"'{templates}/docker_run.j2'")
         case = tmp_path / "case.yml"
         case.write_text(json.dumps(variables), encoding="utf-8")
-        playbook = tmp_path / "render.yml"
-        playbook.write_text(
-            PLAYBOOK.format(project=PROJECT, case=case, out=tmp_path, task_vars=task_vars),
-            encoding="utf-8",
-        )
-        run = subprocess.run(
-            ["ansible-playbook", "-i", "localhost,", str(playbook)],
-            cwd=PROJECT,
-            env=os.environ | {"ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert run.returncode == 0, run.stdout + run.stderr
+        run_playbook(PLAYBOOK.format(project=PROJECT, case=case, out=tmp_path, task_vars=task_vars))
         config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
         return config, (tmp_path / "instance.service").read_text(encoding="utf-8")
 
