@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import openai
 import pytest
 from testing import answers
 
@@ -172,13 +173,14 @@ def test_system_calls_that_docker_filters_are_refused(host):
 
 
 @pytest.fixture(scope="module")
-def with_secrets(play):
+def with_secrets(play, host):
     """A play that deploys both secrets, with all that it says at -vvv; what was before is put back."""
     run = play("site.yml", "--tags=models,server", "-vvv", "--diff", llm_api_key=KEY, llm_hub_token=TOKEN)
     assert run.rc == 0, run.output
     yield run
     back = play("rollback.yml", to="previous")
     assert back.rc == 0, back.output
+    assert not host.file("/etc/llamacpp/llamacpp.env").exists
 
 
 def test_secrets_are_not_in_the_plays_output(with_secrets):
@@ -189,9 +191,13 @@ def test_secrets_are_not_in_the_plays_output(with_secrets):
         assert secret not in "\n".join(lines)
 
 
-def test_a_server_with_a_key_is_behind_it(with_secrets, client):
-    assert not answers(client)
-    assert answers(client.with_options(api_key=KEY))
+def test_a_server_with_a_key_is_behind_it(with_secrets, play, client):
+    with pytest.raises(openai.AuthenticationError):
+        client.models.list()
+    assert client.with_options(api_key=KEY).models.list().data
+    smoke = play("smoke.yml", llm_api_key=KEY)
+    assert smoke.rc == 0, smoke.output
+    assert "refuses a wrong API key" in smoke.output
 
 
 @pytest.mark.usefixtures("with_secrets")
@@ -202,6 +208,14 @@ def test_secrets_are_not_in_the_journal(host):
     assert lines_with("ansible-llm_releas[e]") > 0
     for pattern in PATTERNS:
         assert lines_with(pattern) == 0
+
+
+@pytest.mark.usefixtures("with_secrets")
+def test_secrets_are_on_no_command_line(host):
+    lines = host.check_output("cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
+    assert "llama_cpp.server" in lines
+    for secret in (KEY, TOKEN):
+        assert secret not in lines
 
 
 @pytest.mark.usefixtures("with_secrets")

@@ -118,6 +118,33 @@ def test_survives_an_option_that_docker_refuses(deploy, as_before):
     was_restored(run, "did not become ready")
 
 
+# Takes the port as soon as it is free, and gives it back when the server's journal tells of it.
+THIEF = """
+import socket, subprocess, time
+taken = socket.socket()
+while True:
+    try:
+        taken.bind(("", 20080))
+        break
+    except OSError:
+        time.sleep(0.01)
+taken.listen()
+while b"address already in use" not in subprocess.run(
+    ["journalctl", "--unit=llamacpp", "--lines=50", "--output=cat"], stdout=subprocess.PIPE
+).stdout:
+    time.sleep(0.1)
+"""
+
+
+def test_survives_a_port_that_is_stolen_in_the_swap(deploy, host, as_before):
+    host.check_output("systemd-run --unit=thief python3 -c %s", THIEF)
+    try:
+        run = deploy(llm_server_settings={"interrupt_requests": True})
+    finally:
+        host.run("systemctl stop thief")
+    was_restored(run, "did not become ready", "address already in use")
+
+
 def test_survives_a_first_deployment_that_fails(deploy, host, catalogue, odd):
     instances = [
         {"name": "llamacpp", "port": 20080, "gpus": [], "models": ["smollm2", "gemma3"]},
