@@ -50,18 +50,20 @@ class Trickle:
         self._thread.start()
 
     def _ask(self) -> None:
-        while not self._ended.wait(0.5):
+        while not self._ended.wait(1):
             sent, problem = time.monotonic(), ""
             try:
                 answer = ask(self._client, "smollm2", max_tokens=2)
                 if not answer.choices[0].message.content:
                     problem = "no text"
-            except (openai.OpenAIError, TypeError, IndexError) as error:
+            # What is no completion, such as a web page, is some other object.
+            except (openai.OpenAIError, AttributeError, IndexError, TypeError) as error:
                 problem = f"{type(error).__name__}: {error}"
             self.requests.append(Request(sent, problem))
 
     def sent(self, since: float = 0) -> list[Request]:
         """The requests since a time (monotonic seconds)."""
+        assert self._thread.is_alive()
         return [request for request in self.requests if request.sent >= since]
 
     def lost(self, since: float = 0) -> list[Request]:
@@ -156,7 +158,8 @@ def pytest_terminal_summary(terminalreporter, config):
         f" old service answering after each{' of these' if failed else ''}"
     )
     if hasattr(config, "trickle"):
-        asked, lost = len(config.trickle.requests), len(config.trickle.lost())
+        asked = len(config.trickle.requests)
+        lost = sum(bool(request.problem) for request in config.trickle.requests)
         terminalreporter.write_line(
             f"{asked} requests sent meanwhile, {lost} lost (in swaps, and while nothing ran)"
         )

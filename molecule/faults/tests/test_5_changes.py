@@ -55,6 +55,7 @@ def test_another_image_costs_the_requests_of_one_restart(deploy, host, trickle, 
     assert container()["Config"]["Image"] == "llamacpp:next"
     down = float(run.output.split("down_s:")[1].split()[0])
     sent, lost = len(trickle.sent(since=begun)), trickle.lost(since=begun)
+    assert sent
     # One that was being answered, and those that came while nothing listened.
     assert not lost or lost[-1].sent - lost[0].sent <= down + 1, lost
     figures.append(
