@@ -234,13 +234,15 @@ def pytest_runtest_makereport(item):
     """Shows the servers' journals beside a failed test, so that a log of CI is enough to see why."""
     report = yield
     scenario = item.funcargs.get("scenario")
-    if scenario and report.when == "call" and report.failed:
+    if scenario and report.failed:
         for name in scenario.instances:
             journal = subprocess.run(
-                ["docker", "exec", scenario.host, "journalctl", "-u", name, "-n", "40", "--no-pager"],
+                ["docker", "exec", scenario.host, "journalctl", "-u", name, "-n", "500", "--no-pager"],
                 capture_output=True,
                 text=True,
                 check=False,
             )
-            report.sections.append((f"journal of {name}", journal.stdout + journal.stderr))
+            # The engine writes hundreds of lines about each model that it loads.
+            lines = [line for line in journal.stdout.splitlines() if "llama_graph_" not in line]
+            report.sections.append((f"journal of {name}", "\n".join([*lines[-80:], journal.stderr])))
     return report
