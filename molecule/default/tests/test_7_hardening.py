@@ -191,13 +191,15 @@ def test_secrets_are_not_in_the_plays_output(with_secrets):
         assert secret not in "\n".join(lines)
 
 
-def test_a_server_with_a_key_is_behind_it(with_secrets, play, client):
+def test_a_server_with_a_key_is_behind_it(with_secrets, play, client, tmp_path):
     with pytest.raises(openai.AuthenticationError):
         client.models.list()
     assert client.with_options(api_key=KEY).models.list().data
-    smoke = play("smoke.yml", llm_api_key=KEY)
+    report = tmp_path / "smoke.json"
+    smoke = play("smoke.yml", llm_api_key=KEY, smoke_report=str(report))
     assert smoke.rc == 0, smoke.output
-    assert "refuses a wrong API key" in smoke.output
+    (instance,) = json.loads(report.read_text(encoding="utf-8"))["instances"]
+    assert "refuses a wrong API key" in instance["kept"]
 
 
 @pytest.mark.usefixtures("with_secrets")
