@@ -32,6 +32,10 @@ from ansible.module_utils.gguf import (
 # How a source is called in llm_models, by the scheme of its URL.
 SOURCE_KEYS = {"file": "path", "controller": "controller_path"}
 PREVIOUS = ".previous"
+# What modules are told of the servers' last good releases, see proved_contents.
+PROOFS_ARGUMENT = {
+    "proofs": {"type": "list", "elements": "str", "default": ["/var/lib/llamacpp/*/good/proved.json"]}
+}
 
 
 class Refused(Exception):

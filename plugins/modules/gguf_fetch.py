@@ -111,6 +111,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.gguf import WAIVED, printable_url, state_of
 from ansible.module_utils.sources import HUB_ARGUMENTS, Hub, ask, status_problem
 from ansible.module_utils.store import (
+    PROOFS_ARGUMENT,
     Refused,
     bring_back,
     install,
@@ -735,11 +736,7 @@ def main():
             "directory": {"type": "path", "required": True},
             **HUB_ARGUMENTS,
             "ca_bundle": {"type": "str", "default": ""},
-            "proofs": {
-                "type": "list",
-                "elements": "str",
-                "default": ["/var/lib/llamacpp/*/good/proved.json"],
-            },
+            **PROOFS_ARGUMENT,
             "connections": {"type": "int", "default": 4},
             "parallel_files": {"type": "int", "default": 2},
             "rate_limit": {"type": "str", "default": ""},

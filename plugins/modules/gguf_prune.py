@@ -69,7 +69,7 @@ import re
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.gguf import record_path
-from ansible.module_utils.store import PREVIOUS, not_needed, strings_in
+from ansible.module_utils.store import PREVIOUS, PROOFS_ARGUMENT, not_needed, strings_in
 
 PROC = "/proc"
 PARTIAL = ".partial"
@@ -229,11 +229,7 @@ def main():
             "directory": {"type": "path", "required": True},
             "keep": {"type": "list", "elements": "str", "required": True},
             "configs": {"type": "list", "elements": "str", "default": ["/home/llm/*/config.json"]},
-            "proofs": {
-                "type": "list",
-                "elements": "str",
-                "default": ["/var/lib/llamacpp/*/good/proved.json"],
-            },
+            **PROOFS_ARGUMENT,
         },
         supports_check_mode=True,
     )
