@@ -173,13 +173,15 @@ def _python(package: dict[str, Any], hashes: dict[tuple[str, str], list[str]]) -
     """Return a Python package as a component. Its hashes are of the files that pip accepts, not of it."""
     name, version = _normalized(package["name"]), package["version"]
     distributions = [{"alg": "SHA-256", "content": content} for content in hashes.get((name, version), [])]
-    reference = {"type": "distribution", "url": f"https://pypi.org/simple/{name}/", "hashes": distributions}
+    purl = _purl("pypi", name, version)
+    # By its name and not by an address: which index it came from is the operator's choice.
+    reference = {"type": "distribution", "url": purl, "hashes": distributions}
     return {
         "type": "library",
         "name": name,
         "version": version,
         **_licences(package["licences"], package["expression"]),
-        "purl": _purl("pypi", name, version),
+        "purl": purl,
         **({"externalReferences": [reference]} if distributions else {}),
     }
 
