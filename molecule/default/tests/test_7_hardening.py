@@ -115,6 +115,7 @@ def test_the_servers_process_has_no_privileges(host, server_pid):
     status = process_status(host, server_pid)
     assert_it_has_no_privileges(status)
     assert status["Uid"].split() == status["Gid"].split() == ["10002"] * 4
+    assert host.user("llm").uid == 10002
 
 
 def test_the_server_is_in_namespaces_of_its_own(host, container, server_pid):
