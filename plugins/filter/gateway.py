@@ -81,11 +81,11 @@ def gateway_plan(hosts: list[dict[str, Any]]) -> dict[str, Any]:
 
     Returns:
         ``models``: aliases, in the order of the catalogues. ``pools``: the backends, each ``name``,
-        ``models``, ``balance``, ``tls``, ``homes`` (by alias, the server that a model prefers; empty where
-        there is no choice) and ``servers``, those with the fewest models first. ``relays``: the servers that
-        have one. A server is ``name`` (HOST:INSTANCE), ``id`` (the same for names of variables), ``host``,
-        ``address`` (in brackets where it is IPv6), ``port``, ``models``, ``certificate`` (whether it has one)
-        and ``relay`` (its name, or empty).
+        ``models``, ``balance``, ``tls``, ``switches`` (whether it matters which of its servers has a model
+        loaded), ``homes`` (by alias, the server that a model begins at) and ``servers``, those with the
+        fewest models first. ``relays``: the servers that have one. A server is ``name`` (HOST:INSTANCE),
+        ``id`` (the same for names of variables), ``host``, ``address`` (in brackets where it is IPv6),
+        ``port``, ``models``, ``certificate`` (whether it has one) and ``relay`` (its name, or empty).
     """
     servers = list(_servers(hosts))
     aliases = list(dict.fromkeys(alias for host in hosts for alias in _aliases(host)))
@@ -102,18 +102,19 @@ def gateway_plan(hosts: list[dict[str, Any]]) -> dict[str, Any]:
     for names in sets:
         own = [alias for alias in models if serving[alias] == names]
         members = sorted((one for one in servers if one["name"] in names), key=lambda one: len(one["models"]))
-        alike = len({len(one["models"]) for one in members}) == 1
-        several = len(own) > 1 and len(members) > 1
+        sizes = {len(one["models"]) for one in members}
+        choice = len(members) > 1
         pools.append(
             {
                 "name": _unique(re.sub(r"[^A-Za-z0-9._-]", "-", own[0]), taken),
                 "models": own,
                 "servers": members,
                 # "first" fills them in their order: those that never switch models come before the others.
-                "balance": "leastconn" if alike else "first",
+                "balance": "leastconn" if len(sizes) == 1 else "first",
                 "tls": any(one["certificate"] and not one["relay"] for one in members),
+                "switches": choice and max(sizes) > 1,
                 "homes": {alias: members[i % len(members)]["name"] for i, alias in enumerate(own)}
-                if several
+                if choice and len(own) > 1
                 else {},
             }
         )
