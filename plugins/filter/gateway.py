@@ -97,7 +97,7 @@ def gateway_plan(hosts: list[dict[str, Any]]) -> dict[str, Any]:
     for server in servers:
         if sum(server["name"] in names for names in sets) > 1:
             server["relay"] = "llm-" + hashlib.sha256(server["name"].encode()).hexdigest()[:16]
-    taken: set[str] = set()
+    taken = {"llm", "llm-clients", "llm-redirect", "llm-state", "llm-stats"}  # of haproxy.cfg itself
     pools = []
     for names in sets:
         own = [alias for alias in models if serving[alias] == names]
@@ -140,6 +140,8 @@ def gateway_files(
     ]
     public = {
         "models.json": [json.dumps({"object": "list", "data": listed})],
+        # What a relay answers when it has not reached its server.
+        "not-reached.http": ["HTTP/1.1 425 Too Early", "Content-Length: 0", ""],
         "models.map": [f"{alias} {pool['name']}" for pool in plan["pools"] for alias in pool["models"]],
     }
     for limit in LIMITS:

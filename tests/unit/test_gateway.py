@@ -129,6 +129,11 @@ def test_models_whose_names_differ_in_what_a_backend_cannot_be_called_get_backen
     assert [pool["name"] for pool in plan["pools"]] == ["org-a", "org-a-2"]
 
 
+def test_a_model_called_like_a_part_of_the_gateway_gets_another_backend():
+    (pool,) = gateway_plan([host(models=["llm"])])["pools"]
+    assert (pool["models"], pool["name"]) == (["llm"], "llm-2")
+
+
 def test_a_model_that_no_instance_serves_is_not_known():
     assert gateway_plan([host(instances=[instance("one", "a")])])["models"] == ["a"]
 
