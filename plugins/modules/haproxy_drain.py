@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Module haproxy_drain: takes a server out of a running HAProxy without losing a request, and puts it back."""
+"""Module haproxy_drain: takes a server out of a running HAProxy and puts it back."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ DOCUMENTATION = r"""
 module: haproxy_drain
 short_description: Takes a server out of a running HAProxy without losing a request, and puts it back
 description:
-  - A drained server gets no new requests and ends those that it has. Nothing of this survives a reload of HAProxy.
+  - A drained server gets no new requests and ends those that it has.
   - >-
-    Unlike community.general.haproxy it does not wait for a server that is down, does not put back what an operator has put into
-    maintenance, reports a change only where there is one, and knows servers that track another one.
+    Unlike community.general.haproxy it does not wait for a server that is down, does not put back what an
+    operator has put into maintenance, reports a change only where there is one, has a check mode, and
+    knows servers that track another one. A reload of HAProxy puts all servers back.
 options:
   server:
     description: Name of the server, in whichever backends it is; empty for all of them.
@@ -23,8 +24,8 @@ options:
     required: true
   wait:
     description: >-
-      Seconds to wait for V(drained) until its requests have ended, for V(ready) until health checks have found it up. What has not
-      come true then is told in RV(running) and RV(down), and is no failure.
+      Seconds to wait for V(drained) until its requests have ended, for V(ready) until health checks have
+      found it up. What has not come true then is told in RV(running) and RV(down), and is no failure.
     type: int
     default: 0
   socket:
@@ -115,7 +116,7 @@ class Haproxy:
         """Returns what operators have made of each server, by (backend, server)."""
         _version, head, *lines = self.ask("show servers state").splitlines()
         names = head.lstrip("# ").split()
-        states = (dict(zip(names, line.split())) for line in lines if line.strip())
+        states = (dict(zip(names, line.split(), strict=False)) for line in lines if line.strip())
         return {(one["be_name"], one["srv_name"]): int(one["srv_admin_state"]) for one in states}
 
 
@@ -157,7 +158,9 @@ def main():
         ]
         if not module.check_mode:
             for one in wrong:
-                answer = haproxy.ask(f"set server {one} state {'drain' if state == 'drained' else 'ready'}").strip()
+                answer = haproxy.ask(
+                    f"set server {one} state {'drain' if state == 'drained' else 'ready'}"
+                ).strip()
                 if answer:
                     module.fail_json(msg=f"HAProxy does not change {one}: {answer}")
             end = time.monotonic() + module.params["wait"]

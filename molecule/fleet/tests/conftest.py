@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import openai
@@ -96,25 +97,14 @@ def client(clients) -> OpenAI:
     return clients["alice"]
 
 
-@pytest.fixture
-def server_of(gateway) -> Callable[[str], str]:
-    """Returns a function: the id of an answer's request -> BACKEND/SERVER that answered it, by the access log."""
-
-    def look(mark: str) -> str:
-        lines = access_log(gateway)
-        return next(line["server"] for line in reversed(lines) if mark in json.dumps(line))
-
-    return look
-
-
-def access_log(gateway, since: float = 0) -> list[dict]:
-    """The access log of the gateway: one dictionary per request.
+def access_log(gateway) -> list[dict]:
+    """The access log of the gateway, one dictionary per request, in the order in which requests ended.
 
     Args:
         gateway: its host.
-        since: where to begin, in seconds since the epoch; 0 for all of it.
     """
-    output = gateway.check_output("journalctl -t haproxy -o cat --since=@%s", f"{since:.3f}")
+    gateway.check_output("journalctl --sync")
+    output = gateway.check_output("journalctl -t haproxy -o cat")
     return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
 
 
@@ -136,6 +126,16 @@ with socket.socket(socket.AF_UNIX) as connection:
     connection.sendall(b"show stat\\n")
     print(b"".join(iter(lambda: connection.recv(65536), b"")).decode())
 """
+
+
+def at_once(calls: list[Callable]) -> list:
+    """Calls functions at the same time, each in a thread; returns what they return, in their order.
+
+    Args:
+        calls: what to call.
+    """
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return [future.result() for future in [pool.submit(call) for call in calls]]
 
 
 class Load:
