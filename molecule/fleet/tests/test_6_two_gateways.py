@@ -170,8 +170,9 @@ def test_gateways_that_do_not_hear_each_other_are_named(deploy, gateways, holder
         wait_until(lambda: len(holders()) == 2, "both hold the address", 20)
         done = deploy()
         assert done.rc != 0
-        error = " ".join(done.output.split())
-        assert re.search(rf"{GATEWAY} and {SECOND} hold \S+ at the same time", error)
+        found = re.search(r"(\S+) and (\S+) hold \S+ at the same time", " ".join(done.output.split()))
+        assert found, done.output
+        assert set(found.groups()) == set(gateways)
     finally:
         gateways[SECOND].check_output("nft delete table inet mute")
     wait_until(lambda: len(holders()) == 1, "one holds the address", 20)
