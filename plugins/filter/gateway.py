@@ -125,6 +125,16 @@ def gateway_plan(hosts: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def served_by_one(plan: dict[str, Any]) -> list[str]:
+    """Return the models that one instance alone serves, as ``ALIAS (HOST:INSTANCE)``.
+
+    Args:
+        plan: what gateway_plan returns.
+    """
+    alone = (pool for pool in plan["pools"] if len(pool["servers"]) == 1)
+    return [f"{alias} ({pool['servers'][0]['name']})" for pool in alone for alias in pool["models"]]
+
+
 def gateway_files(
     plan: dict[str, Any], clients: list[dict[str, Any]], servers_key: str = ""
 ) -> dict[str, dict[str, str]]:
@@ -598,6 +608,7 @@ class FilterModule:
         return {
             "gateway_hosts": gateway_hosts,
             "gateway_plan": gateway_plan,
+            "served_by_one": served_by_one,
             "gateway_files": gateway_files,
             "gateway_authorities": gateway_authorities,
             "gateway_problems": gateway_problems,

@@ -22,6 +22,7 @@ from gateway import (
     gateway_hosts,
     gateway_plan,
     gateway_problems,
+    served_by_one,
     server_authority,
 )
 
@@ -99,6 +100,12 @@ def test_models_with_the_same_servers_share_a_queue_and_begin_at_different_serve
     assert pool["models"] == ["a", "b"]
     assert pool["homes"] == {"a": "gpu1:one", "b": "gpu2:one"}
     assert pool["switches"]
+
+
+def test_models_that_one_instance_alone_serves_are_named():
+    both = [host("gpu1", ("a", "b")), host("gpu2", ("a",))]
+    assert served_by_one(gateway_plan(both)) == ["b (gpu1:one)"]
+    assert served_by_one(gateway_plan([host("gpu1"), host("gpu2")])) == []
 
 
 def test_without_a_choice_no_server_is_preferred():
