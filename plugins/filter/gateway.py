@@ -308,18 +308,22 @@ def _listener_problems(
             yield f"{name}: {port} is {taken[port]}; take another port"
         else:
             taken[port] = f"also {name}"
-    stats = settings.get("llm_gateway_stats_bind")
-    if stats:
+    for name, example in (
+        ("llm_gateway_stats_bind", "127.0.0.1:8404"),
+        ("llm_gateway_client_metrics_bind", "127.0.0.1:3903"),
+    ):
+        bind = settings.get(name)
+        if not bind:
+            continue
         found = (
-            re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[0-9.]+):(\d{1,5})", stats) if isinstance(stats, str) else None
+            re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[0-9.]+):(\d{1,5})", bind) if isinstance(bind, str) else None
         )
         if not found or not _is_address(found[1].strip("[]")) or not 1 <= int(found[2]) <= 65535:
-            yield (
-                f"llm_gateway_stats_bind: is {_got(stats)}; write ADDRESS:PORT, for example 127.0.0.1:8404,"
-                ' or "" to have none'
-            )
+            yield f'{name}: is {_got(bind)}; write ADDRESS:PORT, for example {example}, or "" to have none'
         elif int(found[2]) in taken:
-            yield f"llm_gateway_stats_bind: port {found[2]} is {taken[int(found[2])]}; take another port"
+            yield f"{name}: port {found[2]} is {taken[int(found[2])]}; take another port"
+        else:
+            taken[int(found[2])] = f"also that of {name}"
 
 
 def _path_problems(paths: object) -> Iterator[str]:

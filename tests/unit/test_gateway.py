@@ -235,6 +235,7 @@ def test_servers_without_tls_have_no_authority():
 def test_good_input_has_no_problem(problems):
     assert problems() == []
     assert problems(llm_gateway_stats_bind="[::1]:8404", llm_gateway_default_model="a") == []
+    assert problems(llm_gateway_client_metrics_bind="192.0.2.5:3903") == []
 
 
 TOO_SHORT = "it must have 32 to 256, so that nobody guesses it; make one with `openssl rand -hex 32`"
@@ -334,6 +335,16 @@ def test_numbers_out_of_their_range_or_in_quotes_are_refused(problems, name):
         (
             {"llm_gateway_stats_bind": "127.0.0.1:80"},
             "llm_gateway_stats_bind: port 80 is also llm_gateway_port; take another port",
+        ),
+        (
+            {"llm_gateway_client_metrics_bind": "gw1:3903"},
+            'llm_gateway_client_metrics_bind: is "gw1:3903"; write ADDRESS:PORT, for example 127.0.0.1:3903,'
+            ' or "" to have none',
+        ),
+        (
+            {"llm_gateway_stats_bind": "127.0.0.1:8404", "llm_gateway_client_metrics_bind": "[::1]:8404"},
+            "llm_gateway_client_metrics_bind: port 8404 is also that of llm_gateway_stats_bind; take another"
+            " port",
         ),
         (
             {"llm_gateway_bind_address": "gateway"},
