@@ -63,7 +63,8 @@ import time
 from ansible.module_utils.basic import AnsibleModule
 
 # Bits of srv_admin_state in "show servers state" (HAProxy's management guide, 9.3).
-MAINTENANCE, DRAINED = 0x01, 0x08
+MAINTENANCE = 0x01
+DRAINED = 0x08
 
 
 class NoHaproxy(Exception):

@@ -166,8 +166,8 @@ class Load:
             self.begun[model] += 1
             if problem:
                 self.problems.append(f"{model}, after {time.monotonic() - begun:.1f} s: {problem}")
-                # Who is refused at once would be counted hundreds of times.
-                self._stop.wait(1)
+            # Room for others on two cores; and who is refused at once would be counted hundreds of times.
+            self._stop.wait(1 if problem else 0.2)
 
     @property
     def sent(self) -> int:
