@@ -125,6 +125,30 @@ def gateway_plan(hosts: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def hosts_meanwhile(before: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what a gateway may serve while the hosts are changed: what it serves, without what will go.
+
+    Args:
+        before: the hosts that it serves, as gateway_hosts has returned them then.
+        wanted: the hosts that it is to serve.
+
+    Returns:
+        The hosts of before; each instance has the models that it will have, too.
+    """
+    will_serve = {server["name"]: server["models"] for server in _servers(wanted)}
+    meanwhile = []
+    for host in before:
+        kept = [
+            instance | {"models": models}
+            for instance in _dictionaries(host["instances"])
+            for server in _servers([host | {"instances": [instance]}])
+            if (models := [one for one in server["models"] if one in will_serve.get(server["name"], ())])
+        ]
+        if kept:
+            meanwhile.append(host | {"instances": kept})
+    return meanwhile
+
+
 def served_by_one(plan: dict[str, Any]) -> list[str]:
     """Return the models that one instance alone serves, as ``ALIAS (HOST:INSTANCE)``.
 
@@ -612,6 +636,7 @@ class FilterModule:
         return {
             "gateway_hosts": gateway_hosts,
             "gateway_plan": gateway_plan,
+            "hosts_meanwhile": hosts_meanwhile,
             "served_by_one": served_by_one,
             "gateway_files": gateway_files,
             "gateway_authorities": gateway_authorities,

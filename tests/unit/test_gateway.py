@@ -22,6 +22,7 @@ from gateway import (
     gateway_hosts,
     gateway_plan,
     gateway_problems,
+    hosts_meanwhile,
     served_by_one,
     server_authority,
 )
@@ -100,6 +101,24 @@ def test_models_with_the_same_servers_share_a_queue_and_begin_at_different_serve
     assert pool["models"] == ["a", "b"]
     assert pool["homes"] == {"a": "gpu1:one", "b": "gpu2:one"}
     assert pool["switches"]
+
+
+def test_while_hosts_are_changed_a_server_is_asked_only_for_what_it_has_before_and_after():
+    before = [
+        host("gpu1", ("a", "b"), ({"name": "one", "port": 20080}, instance("two", "b", port=20081))),
+        host("gpu2", ("a", "b")),
+        host("gpu3", ("a",)),
+    ]
+    wanted = [host("gpu1", ("a", "b", "c"), (instance("one", "a", "c"),)), host("gpu2", ("b",)), host("gpu4")]
+    meanwhile = gateway_plan(hosts_meanwhile(before, wanted))
+    assert routes(meanwhile) == {"a": ["gpu1:one"], "b": ["gpu2:one"]}
+
+
+def test_where_nothing_goes_the_gateway_stays_as_it_is_while_hosts_are_changed():
+    before = [host("gpu1"), host("gpu2")]
+    more = [host("gpu1", ("a", "b", "c")), host("gpu2"), host("gpu3")]
+    assert gateway_plan(hosts_meanwhile(before, more)) == gateway_plan(before)
+    assert hosts_meanwhile([], more) == []
 
 
 def test_models_that_one_instance_alone_serves_are_named():
@@ -504,9 +523,9 @@ def render(tmp_path):
             (inventory / f"group_vars/{group}.yml").symlink_to(PROJECT / f"group_vars/{group}.yml")
         groups = {"llm_hosts": {"hosts": hosts}, "gateways": {"hosts": {"gw1": variables}}}
         (inventory / "hosts.yml").write_text(yaml.safe_dump(groups), encoding="utf-8")
-        tasks = yaml.safe_load((ROLE / "tasks/main.yml").read_text(encoding="utf-8"))
-        task = next(task for task in tasks if "vars" in task)
-        task_vars = json.dumps(task["vars"]).replace("'haproxy.cfg.j2'", f"'{ROLE}/templates/haproxy.cfg.j2'")
+        (task,) = yaml.safe_load((ROLE / "tasks/configure.yml").read_text(encoding="utf-8"))
+        task_vars = json.dumps(task["vars"] | {"__llm_gateway_wanted": "{{ llm_gateway_hosts }}"})
+        task_vars = task_vars.replace("'haproxy.cfg.j2'", f"'{ROLE}/templates/haproxy.cfg.j2'")
         (tmp_path / "tasks.yml").write_text(TASKS.format(role=ROLE, out=tmp_path), encoding="utf-8")
         playbook = tmp_path / "render.yml"
         playbook.write_text(

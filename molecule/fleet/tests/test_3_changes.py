@@ -75,17 +75,6 @@ def test_a_change_that_fails_on_the_first_host_touches_no_other_one(
     assert other_host.service("llamacpp").is_running
 
 
-def test_a_second_run_changes_nothing_and_restarts_nothing(play, services, gateway):
-    assert play().rc == 0
-    settle(gateway)
-    untouched = services()
-    run = play()
-    assert run.rc == 0, run.output
-    for name in ("llm-fleet-a", "llm-fleet-b", "llm-gateway"):
-        assert count(run, name, "changed") == 0
-    assert services() == untouched
-
-
 def test_a_server_that_crashes_costs_only_what_it_was_answering_and_comes_back(load, host, gateway, figures):
     settle(gateway)
     asking = load(*BUSY)
