@@ -7,7 +7,10 @@ DOCUMENTATION = r"""
 module: haproxy_drain
 short_description: Takes a server out of a running HAProxy without losing a request, and puts it back
 description:
-  - A drained server gets no new requests and ends those that it has.
+  - >-
+    A drained server gets no new requests and ends those that it has. It is given no weight, because
+    HAProxy's own state "drain" does not keep rules of C(use-server) from it; they have to ask for
+    C(srv_weight).
   - >-
     Unlike community.general.haproxy it does not wait for a server that is down, does not put back what an
     operator has put into maintenance, reports a change only where there is one, has a check mode, and
@@ -62,9 +65,8 @@ import time
 
 from ansible.module_utils.basic import AnsibleModule
 
-# Bits of srv_admin_state in "show servers state" (HAProxy's management guide, 9.3).
+# Bit of srv_admin_state in "show servers state" (HAProxy's management guide, 9.3).
 MAINTENANCE = 0x01
-DRAINED = 0x08
 
 
 class NoHaproxy(Exception):
@@ -113,12 +115,16 @@ class Haproxy:
             and f"{row['pxname']}/{row['svname']}" not in tracked
         ]
 
-    def admin_states(self):
-        """Returns what operators have made of each server, by (backend, server)."""
+    def states(self):
+        """Returns by (backend, server) whether it is drained, without those in maintenance."""
         _version, head, *lines = self.ask("show servers state").splitlines()
         names = head.lstrip("# ").split()
-        states = (dict(zip(names, line.split(), strict=False)) for line in lines if line.strip())
-        return {(one["be_name"], one["srv_name"]): int(one["srv_admin_state"]) for one in states}
+        servers = (dict(zip(names, line.split(), strict=False)) for line in lines if line.strip())
+        return {
+            (one["be_name"], one["srv_name"]): one["srv_uweight"] == "0"
+            for one in servers
+            if not int(one["srv_admin_state"]) & MAINTENANCE
+        }
 
 
 def place(row):
@@ -150,24 +156,19 @@ def main():
     name, state = module.params["server"], module.params["state"]
     haproxy = Haproxy(module.params["socket"])
     try:
-        rows, states = haproxy.servers(name), haproxy.admin_states()
-        wrong = [
-            place(row)
-            for row in rows
-            for flags in [states.get((row["pxname"], row["svname"]), 0)]
-            if not flags & MAINTENANCE and bool(flags & DRAINED) != (state == "drained")
-        ]
+        rows, states = haproxy.servers(name), haproxy.states()
+        drained = state == "drained"
+        wrong = [place(row) for row in rows if states.get((row["pxname"], row["svname"]), drained) != drained]
         if not module.check_mode:
+            share = "0%" if drained else "100%"
             for one in wrong:
-                answer = haproxy.ask(
-                    f"set server {one} state {'drain' if state == 'drained' else 'ready'}"
-                ).strip()
+                answer = haproxy.ask(f"set server {one} weight {share}").strip()
                 if answer:
                     module.fail_json(msg=f"HAProxy does not change {one}: {answer}")
             end = time.monotonic() + module.params["wait"]
             while time.monotonic() < end:
                 rows = haproxy.servers(name)
-                if not (running(rows) if state == "drained" else down(rows)):
+                if not (running(rows) if drained else down(rows)):
                     break
                 time.sleep(0.2)
             rows = haproxy.servers(name)

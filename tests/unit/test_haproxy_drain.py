@@ -12,7 +12,7 @@ import threading
 import haproxy_drain
 import pytest
 
-MAINTENANCE, DRAINED = 0x01, 0x08
+MAINTENANCE = 0x01
 
 
 class StandinHaproxy:
@@ -24,7 +24,7 @@ class StandinHaproxy:
     """
 
     def __init__(self, path, rows: dict[tuple[str, str], dict]) -> None:
-        healthy = {"scur": 0, "status": "UP", "tracked": "", "admin": 0}
+        healthy = {"scur": 0, "status": "UP", "tracked": "", "admin": 0, "weight": 1}
         self.rows = {place: healthy | changes for place, changes in rows.items()}
         self.said: list[str] = []
         self._listener = socket.socket(socket.AF_UNIX)
@@ -49,17 +49,18 @@ class StandinHaproxy:
                 row["scur"] = max(0, row["scur"] - 1)
             return "\n".join([*lines, "", ""])
         if command == "show servers state":
-            lines = ["1", "# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state"]
+            lines = ["1", "# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_uweight"]
             lines += [
-                f"1 {backend} 1 {server} - 2 {row['admin']}" for (backend, server), row in self.rows.items()
+                f"1 {backend} 1 {server} - 2 {row['admin']} {row['weight']}"
+                for (backend, server), row in self.rows.items()
             ]
             return "\n".join([*lines, "", ""])
         self.said.append(command)
-        _set, _server, place, _state, word = command.split()
+        _set, _server, place, _weight, share = command.split()
         row = self.rows.get(tuple(place.split("/")))
         if row is None:
             return "No such server.\n\n"
-        row["admin"] = row["admin"] | DRAINED if word == "drain" else 0
+        row["weight"] = {"0%": 0, "100%": 1}[share]
         return "\n"
 
 
@@ -99,7 +100,7 @@ def test_a_server_is_drained_wherever_it_is_and_no_other_one(run):
     rows = {("a", "gpu1:one"): {}, ("b", "gpu1:one"): {}, ("a", "gpu2:one"): {}}
     failed, result, said = run(rows, "drained", server="gpu1:one")
     assert (failed, result) == (False, {"changed": True, "running": 0, "down": []})
-    assert said == ["set server a/gpu1:one state drain", "set server b/gpu1:one state drain"]
+    assert said == ["set server a/gpu1:one weight 0%", "set server b/gpu1:one weight 0%"]
 
 
 def test_its_requests_are_awaited(run):
@@ -115,27 +116,27 @@ def test_requests_that_do_not_end_in_time_are_told_and_no_failure(run):
 
 def test_the_way_of_others_to_a_server_stays_open_so_that_what_they_sent_can_end(run):
     rows = {("a", "gpu1:one"): {"tracked": "relay/gpu1:one"}, ("relay", "gpu1:one"): {}}
-    assert run(rows, "drained", server="gpu1:one")[2] == ["set server a/gpu1:one state drain"]
+    assert run(rows, "drained", server="gpu1:one")[2] == ["set server a/gpu1:one weight 0%"]
 
 
 def test_a_drained_server_is_drained_already(run):
-    _failed, result, said = run({("a", "gpu1:one"): {"admin": DRAINED}}, "drained", server="gpu1:one")
+    _failed, result, said = run({("a", "gpu1:one"): {"weight": 0}}, "drained", server="gpu1:one")
     assert (result["changed"], said) == (False, [])
 
 
 def test_all_drained_servers_are_put_back_but_for_those_in_maintenance(run):
     rows = {
-        ("a", "gpu1:one"): {"admin": DRAINED},
+        ("a", "gpu1:one"): {"weight": 0},
         ("a", "gpu2:one"): {},
-        ("a", "gpu3:one"): {"admin": MAINTENANCE | DRAINED, "status": "MAINT"},
+        ("a", "gpu3:one"): {"admin": MAINTENANCE, "weight": 0, "status": "MAINT"},
     }
     _failed, result, said = run(rows, "ready", wait=1)
-    assert said == ["set server a/gpu1:one state ready"]
+    assert said == ["set server a/gpu1:one weight 100%"]
     assert result == {"changed": True, "running": 0, "down": []}
 
 
 def test_a_server_that_does_not_come_up_is_told(run):
-    rows = {("a", "gpu1:one"): {"admin": DRAINED, "status": "DOWN 1/2"}}
+    rows = {("a", "gpu1:one"): {"weight": 0, "status": "DOWN 1/2"}}
     _failed, result, _said = run(rows, "ready", server="gpu1:one", wait=1)
     assert result["down"] == ["a/gpu1:one"]
 

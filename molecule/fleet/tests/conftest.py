@@ -157,11 +157,15 @@ class Load:
         while not self._stop.is_set():
             begun = time.monotonic()
             try:
-                answer = ask(self._client, model, max_tokens=4)
+                # Every second answer is a stream, which a server that stops cuts off at once.
+                if self.begun[model] % 2:
+                    answer = list(ask(self._client, model, max_tokens=8, stream=True))[-1]
+                else:
+                    answer = ask(self._client, model, max_tokens=8)
                 problem = "" if answer.choices[0].finish_reason else "cut off"
                 if answer.model != model:
                     problem = f"{answer.model} has answered"
-            except (openai.OpenAIError, ValueError) as error:
+            except (openai.OpenAIError, IndexError, ValueError) as error:
                 problem = f"{type(error).__name__}: {error}"
             self.begun[model] += 1
             if problem:

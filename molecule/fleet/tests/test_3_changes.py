@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import servers
+from conftest import access_log, servers
 from testing import Play, ask, wait_until
 
 GATEWAY_ONLY = ("site.yml", "--tags=gateway", "--limit=gateways")
@@ -90,17 +90,24 @@ def test_a_server_that_crashes_costs_only_what_it_was_answering_and_comes_back(l
     assert len(asking.problems) <= 1, "only what it was answering is lost"
 
 
-def test_what_a_killed_play_has_left_drained_is_put_back_and_maintenance_is_not(play, gateway, client):
+def test_a_drained_server_is_asked_nothing_until_the_next_play_puts_it_back_and_maintenance_stays(
+    play, gateway, client
+):
     settle(gateway)
-    admin(gateway, "set server gemma3/llm-fleet-a:llamacpp state drain")
-    admin(gateway, "set server smollm2/llm-fleet-b:only state maint")
+    only, drained = "smollm2/llm-fleet-b:only", "smollm2/llm-fleet-a:llamacpp"
+    # As a killed play and an operator leave them.
+    admin(gateway, f"set server {drained} weight 0%")
+    admin(gateway, f"set server {only} state maint")
+    for _ in range(4):
+        assert ask(client, "smollm2", max_tokens=1).model == "smollm2"
+    answered = {line["server"] for line in access_log(gateway)[-4:]}
+    assert answered == {"smollm2/llm-fleet-b:llamacpp"}
     run = play(*GATEWAY_ONLY)
     assert count(run, "llm-gateway", "changed") == 1
-    states = {name: row["status"] for name, row in servers(gateway).items()}
-    assert states["gemma3/llm-fleet-a:llamacpp"] == "UP"
-    assert states["smollm2/llm-fleet-b:only"] == "MAINT"
-    assert ask(client, "smollm2", max_tokens=1).model == "smollm2"
-    admin(gateway, "set server smollm2/llm-fleet-b:only state ready")
+    found = servers(gateway)
+    assert (found[drained]["status"], found[drained]["weight"]) == ("UP", "1")
+    assert found[only]["status"] == "MAINT"
+    admin(gateway, f"set server {only} state ready")
     settle(gateway)
 
 
