@@ -62,8 +62,9 @@ def deploy(play, own_addresses, address, tmp_path_factory, gateways):
         gateways[GATEWAY].check_output("grep llm-fleet-b /etc/hosts"),
     )
 
-    def run(*options: str, tags: str = "gateway", **variables):
-        return play("site.yml", "-i", str(more), "--tags", tags, *options, **variables)
+    def run(*options: str, **variables):
+        options = options or ("--tags=gateway", "--limit=gateways")
+        return play("site.yml", "-i", str(more), *options, **variables)
 
     yield run
     gateways[SECOND].run("systemctl disable --now keepalived haproxy")
@@ -75,7 +76,7 @@ def deploy(play, own_addresses, address, tmp_path_factory, gateways):
 @pytest.fixture(scope="module")
 def two_gateways(deploy):
     """They are deployed."""
-    done = deploy(tags="gateway,firewall")
+    done = deploy("--tags=gateway,firewall")
     assert done.rc == 0, done.error
 
 
