@@ -41,9 +41,9 @@ class Play:
     rc: int
     output: str
 
-    def count(self, what: str) -> int:
-        """The recap's number of tasks that were ok, changed, failed …"""
-        return int(re.search(rf"{self.host}\s.*\b{what}=(\d+)", self.output).group(1))
+    def count(self, what: str, host: str = "") -> int:
+        """The recap's number of tasks that were ok, changed, failed …, on this host or another one."""
+        return int(re.search(rf"{host or self.host}\s.*\b{what}=(\d+)", self.output).group(1))
 
     @property
     def error(self) -> str:

@@ -38,13 +38,16 @@ def schema():
 
 @pytest.fixture
 def run_playbook(tmp_path):
-    """Returns a function: the text of a playbook for localhost -> what its run prints; a failed one fails."""
+    """Returns a function: the text of a playbook for localhost, or for an inventory -> what its run prints.
 
-    def run(text: str) -> str:
+    A run that fails is a failure.
+    """
+
+    def run(text: str, inventory: str = "localhost,") -> str:
         playbook = tmp_path / "playbook.yml"
         playbook.write_text(text, encoding="utf-8")
         done = subprocess.run(
-            ["ansible-playbook", "-i", "localhost,", str(playbook)],
+            ["ansible-playbook", "-i", inventory, str(playbook)],
             cwd=PROJECT,
             env=os.environ | {"ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")},
             capture_output=True,

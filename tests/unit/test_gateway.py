@@ -512,7 +512,7 @@ TASKS = """
 
 
 @pytest.fixture
-def render(tmp_path):
+def render(tmp_path, run_playbook):
     """Returns a function: variables of hosts, variables of the gateway -> haproxy.cfg."""
 
     def rendered(hosts, **variables) -> str:
@@ -527,19 +527,7 @@ def render(tmp_path):
         task_vars = json.dumps(task["vars"] | {"__llm_gateway_wanted": "{{ llm_gateway_hosts }}"})
         task_vars = task_vars.replace("'haproxy.cfg.j2'", f"'{ROLE}/templates/haproxy.cfg.j2'")
         (tmp_path / "tasks.yml").write_text(TASKS.format(role=ROLE, out=tmp_path), encoding="utf-8")
-        playbook = tmp_path / "render.yml"
-        playbook.write_text(
-            PLAYBOOK.format(tasks=tmp_path / "tasks.yml", task_vars=task_vars), encoding="utf-8"
-        )
-        run = subprocess.run(
-            ["ansible-playbook", "-i", str(inventory), str(playbook)],
-            cwd=PROJECT,
-            env=os.environ | {"ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert run.returncode == 0, run.stdout + run.stderr
+        run_playbook(PLAYBOOK.format(tasks=tmp_path / "tasks.yml", task_vars=task_vars), str(inventory))
         config = (tmp_path / "haproxy.cfg").read_text(encoding="utf-8")
         # Where HAProxy is there, it has the last word; what it does with it is tested on a host.
         if haproxy := shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin"):

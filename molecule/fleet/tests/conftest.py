@@ -108,24 +108,34 @@ def access_log(gateway) -> list[dict]:
     return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
 
 
+def haproxy(gateway, command: str) -> str:
+    """Says something to HAProxy as an operator does; returns its answer.
+
+    Args:
+        gateway: its host.
+        command: of HAProxy's administration socket.
+    """
+    return gateway.check_output("python3 -c %s %s", SAY, f"{command}\n")
+
+
+SAY = """
+import socket, sys
+with socket.socket(socket.AF_UNIX) as connection:
+    connection.connect("/run/haproxy/admin.sock")
+    connection.sendall(sys.argv[1].encode())
+    print(b"".join(iter(lambda: connection.recv(65536), b"")).decode())
+"""
+
+
 def servers(gateway) -> dict[str, dict[str, str]]:
     """What HAProxy says of each server, by BACKEND/SERVER: columns of its statistics.
 
     Args:
         gateway: its host.
     """
-    page = gateway.check_output("python3 -c %s", SHOW_STAT)
+    page = haproxy(gateway, "show stat")
     rows = csv.DictReader(io.StringIO(page.lstrip("# ")))
     return {f"{row['pxname']}/{row['svname']}": row for row in rows if row["type"] == "2"}
-
-
-SHOW_STAT = """
-import socket
-with socket.socket(socket.AF_UNIX) as connection:
-    connection.connect("/run/haproxy/admin.sock")
-    connection.sendall(b"show stat\\n")
-    print(b"".join(iter(lambda: connection.recv(65536), b"")).decode())
-"""
 
 
 def at_once(calls: list[Callable]) -> list:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import openai
 import pytest
-from conftest import at_once, servers
+from conftest import at_once, haproxy, servers
 from testing import ask, wait_until
 
 QUESTIONS = [f"What is {number} and {number}?" for number in range(1, 9)]
@@ -16,17 +16,9 @@ def alone(client):
     return [ask(client, "smollm2", question).choices[0].message.content for question in QUESTIONS]
 
 
-def reset_maxima(gateway) -> None:
-    """Has HAProxy count from zero again."""
-    gateway.check_output(
-        "python3 -c %s",
-        "import socket; s = socket.socket(socket.AF_UNIX); s.connect('/run/haproxy/admin.sock'); "
-        "s.sendall(b'clear counters all\\n'); s.recv(1)",
-    )
-
-
 def test_eight_clients_at_once_are_all_answered_in_full(client, alone, gateway):
-    reset_maxima(gateway)
+    # The maxima count from zero again.
+    haproxy(gateway, "clear counters all")
     calls = [lambda question=question: ask(client, "smollm2", question) for question in QUESTIONS]
     answers = at_once(calls)
     assert [answer.choices[0].message.content for answer in answers] == alone

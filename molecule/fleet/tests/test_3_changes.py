@@ -5,31 +5,17 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import access_log, servers
-from testing import Play, ask, wait_until
+from conftest import access_log, haproxy, servers
+from testing import ask, wait_until
 
 GATEWAY_ONLY = ("site.yml", "--tags=gateway", "--limit=gateways")
 CHANGED = {"embedding": True, "logits_all": False, "use_mlock": False, "n_batch": 256}
 BUSY = ("smollm2", "smollm2", "gemma3", "gemma3")
 
 
-def count(run: Play, host: str, what: str) -> int:
-    """A number of another host's recap than the scenario's."""
-    return Play(host, run.rc, run.output).count(what)
-
-
 def container(host, name: str = "llamacpp") -> str:
     """What tells one start of an instance from another."""
     return host.check_output("docker inspect --format '{{.Id}} {{.State.StartedAt}}' %s", name)
-
-
-def admin(gateway, command: str) -> None:
-    """Says something to HAProxy as an operator does."""
-    code = (
-        "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect('/run/haproxy/admin.sock'); "
-        "s.sendall(sys.argv[1].encode()); print(s.recv(4096).decode())"
-    )
-    gateway.check_output("python3 -c %s %s", code, f"{command}\n")
 
 
 def settle(gateway) -> None:
@@ -68,7 +54,7 @@ def test_a_change_that_fails_on_the_first_host_touches_no_other_one(
     asking.stop()
     figures.append(f"update that fails on the first host: {asking.sent} sent, {len(asking.problems)} failed")
     assert run.rc != 0
-    assert count(run, "llm-fleet-a", "failed") == 1
+    assert run.count("failed", "llm-fleet-a") == 1
     assert "What served before serves again" in run.error
     assert services() == untouched, "the second host serves what it served"
     assert not asking.problems
@@ -96,18 +82,18 @@ def test_a_drained_server_is_asked_nothing_until_the_next_play_puts_it_back_and_
     settle(gateway)
     only, drained = "smollm2/llm-fleet-b:only", "smollm2/llm-fleet-a:llamacpp"
     # As a killed play and an operator leave them.
-    admin(gateway, f"set server {drained} weight 0%")
-    admin(gateway, f"set server {only} state maint")
+    haproxy(gateway, f"set server {drained} weight 0%")
+    haproxy(gateway, f"set server {only} state maint")
     for _ in range(4):
         assert ask(client, "smollm2", max_tokens=1).model == "smollm2"
     answered = {line["server"] for line in access_log(gateway)[-4:]}
     assert answered == {"smollm2/llm-fleet-b:llamacpp"}
     run = play(*GATEWAY_ONLY)
-    assert count(run, "llm-gateway", "changed") == 1
+    assert run.count("changed", "llm-gateway") == 1
     found = servers(gateway)
     assert (found[drained]["status"], found[drained]["weight"]) == ("UP", "1")
     assert found[only]["status"] == "MAINT"
-    admin(gateway, f"set server {only} state ready")
+    haproxy(gateway, f"set server {only} state ready")
     settle(gateway)
 
 
@@ -132,5 +118,5 @@ def test_wrong_input_is_refused_before_any_host_is_touched(play, variables, word
     assert run.rc != 0
     for word in words:
         assert word in run.output
-    assert count(run, "llm-gateway", "failed") == 1
+    assert run.count("failed", "llm-gateway") == 1
     assert "llm-fleet-a" not in run.output, "no other host was even asked"

@@ -117,8 +117,7 @@ def test_a_second_run_changes_nothing_on_either(deploy, holders):
     before = holders()
     done = deploy()
     assert done.rc == 0, done.error
-    recap = re.findall(rf"^({GATEWAY}|{SECOND})\s.*\bchanged=(\d+)", done.output, re.MULTILINE)
-    assert dict(recap) == {GATEWAY: "0", SECOND: "0"}
+    assert [done.count("changed", name) for name in (GATEWAY, SECOND)] == [0, 0]
     assert holders() == before
 
 
@@ -190,5 +189,4 @@ def test_without_the_variable_nobody_holds_the_address_and_a_second_run_changes_
         assert not host.service("keepalived").is_running
         assert host.service("haproxy").is_running
     done = deploy(llm_gateway_virtual_address="")
-    recap = re.findall(rf"^({GATEWAY}|{SECOND})\s.*\bchanged=(\d+)", done.output, re.MULTILINE)
-    assert dict(recap) == {GATEWAY: "0", SECOND: "0"}
+    assert [done.count("changed", name) for name in (GATEWAY, SECOND)] == [0, 0]
