@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 import sys
-import time
 
 import openai
 import pytest
-from testing import PROJECT, ask
+from testing import PROJECT, ask, wait_until
 
 sys.path.insert(0, str(PROJECT / "tests/unit"))
 
@@ -43,10 +42,7 @@ def grows(counted):
     """Returns a function: a line, its value before, by how much -> waits until it has grown by that."""
 
     def wait(line, before, by):
-        end = time.monotonic() + 30
-        while counted(line) < before + by:
-            assert time.monotonic() < end, f"{line}: {counted(line)}, before {before}"
-            time.sleep(0.2)
+        wait_until(lambda: counted(line) >= before + by, f"{line} {before + by}", seconds=30)
         assert counted(line) == before + by
 
     return wait
@@ -95,14 +91,13 @@ def test_counting_goes_on_after_each_half_of_it_has_died(gateway, clients, count
     for name in ("journalctl", "mtail"):
         pid = f"systemctl show --property=MainPID --value llm-gateway-metrics; pkill -KILL -x {name}"
         before = gateway.check_output(pid)
-        end = time.monotonic() + 60
-        while True:
+
+        def counts_again(before: str = before) -> bool:
             main = gateway.check_output("systemctl show --property=MainPID --value llm-gateway-metrics")
             read = gateway.run("python3 -c %s %s", READ, CLIENTS).rc == 0
-            if main not in ("0", before) and read and gateway.run("pgrep -x journalctl").rc == 0:
-                break
-            assert time.monotonic() < end, gateway.run("systemctl status llm-gateway-metrics").stdout
-            time.sleep(0.5)
+            return main not in ("0", before) and read and gateway.run("pgrep -x journalctl").rc == 0
+
+        wait_until(counts_again, f"metrics are counted after the death of {name}", seconds=60)
         at_first = counted(line)
         ask(clients["alice"], "smollm2", max_tokens=4)
         grows(line, at_first, 1)
