@@ -85,7 +85,8 @@ def gateway_plan(hosts: list[dict[str, Any]]) -> dict[str, Any]:
         loaded), ``homes`` (by alias, the server that a model begins at) and ``servers``, those with the
         fewest models first. ``relays``: the servers that have one. A server is ``name`` (HOST:INSTANCE),
         ``id`` (the same for names of variables), ``host``, ``address`` (in brackets where it is IPv6),
-        ``port``, ``models``, ``certificate`` (whether it has one) and ``relay`` (its name, or empty).
+        ``port``, ``models``, ``maxconn`` (requests at once; None: as for any server), ``certificate``
+        (whether it has one) and ``relay`` (its name, or empty).
     """
     servers = list(_servers(hosts))
     aliases = list(dict.fromkeys(alias for host in hosts for alias in _aliases(host)))
@@ -560,6 +561,8 @@ def _servers(hosts: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
                 "address": f"[{address}]" if ":" in address else address,
                 "port": instance.get("port"),
                 "models": models,
+                # A batching server answers so many at once (the filter llm_config has the same default).
+                "maxconn": instance.get("parallel", 8) if instance.get("engine") == "batch" else None,
                 "certificate": bool(host.get("certificate")),
                 "relay": "",
             }

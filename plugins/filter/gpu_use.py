@@ -54,7 +54,7 @@ def gpu_use_problem(
         log: of the server since its start.
         memory: bytes that the instance's processes use, by UUID of the GPU; 0 when the driver does not
             tell (virtual GPUs), empty when they use none.
-        model: the entry of config.json that the server has loaded.
+        model: what the server has loaded, from the filter served_models.
         file_size: bytes of the model's file.
         name: of the instance.
 
@@ -71,9 +71,7 @@ def gpu_use_problem(
         layers, total = map(int, counts[-1])
         if layers:
             return ""
-        return (
-            f"{where}: the engine put {layers} of {total} layers of {model['model_alias']} on a GPU; {mend}"
-        )
+        return f"{where}: the engine put {layers} of {total} layers of {model['alias']} on a GPU; {mend}"
     used = sum(memory.values())
     if memory and not used:
         return (
@@ -84,7 +82,7 @@ def gpu_use_problem(
     if used >= needed:
         return ""
     return (
-        f"{where}: its processes use {used >> 20} MiB on GPUs, but the file of {model['model_alias']} has"
+        f"{where}: its processes use {used >> 20} MiB on GPUs, but the file of {model['alias']} has"
         f" {file_size >> 20} MiB; {mend}"
     )
 

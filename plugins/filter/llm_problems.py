@@ -31,7 +31,8 @@ FILE_KEYS = ("file", *SOURCES, "link", "sha256")
 MODEL_KEYS = ("alias", *FILE_KEYS, "side_files", "settings")
 SIDE_FILE_KEYS = ("setting", *FILE_KEYS)
 HUB_KEYS = ("repository", "revision", "file")
-INSTANCE_KEYS = ("name", "port", "gpus", "models")
+INSTANCE_KEYS = ("name", "port", "gpus", "models", "engine", "parallel", "settings")
+ENGINES = ("server", "batch")
 REQUIRED_MODEL_KEYS = ("alias", "file")
 REQUIRED_SIDE_FILE_KEYS = ("setting", "file")
 REQUIRED_INSTANCE_KEYS = ("name", "port")
@@ -47,6 +48,21 @@ RESERVED_SERVER_SETTINGS = {
     "models": "set them in llm_models and llm_instances",
     "api_key": "set llm_api_key from the vault instead, so that the key never stands in config.json",
 }
+RESERVED_BATCH_SETTINGS = {
+    "path": "it follows from the model's file",
+    "alias": "it follows from the model's alias",
+    "n_seq_max": "set the instance's parallel",
+    "from_pretrained": "the server has no network; name the file in llm_models",
+    "draft_model_from_pretrained": "the server has no network; name a file with draft_model_path",
+    "embedding": "an instance that only embeds cannot be probed; serve embeddings with engine: server",
+}
+# What a model's settings say of its answers, and the batching server does not have or calls otherwise.
+ONLY_OF_SERVER = (
+    *("chat_format", "chat_template_kwargs", "clip_model_path", "lora_path", "lora_base"),
+    *("hf_tokenizer_config_path", "hf_pretrained_model_name_or_path", "kv_overrides"),
+)
+SERVERS = {"batch_settings": "the batching server"}
+PARALLEL = (1, 256)  # LLAMA_MAX_SEQ of llama.cpp
 # The engine turns -1 into the number of CPUs before it checks the minimum (set_dynamic_defaults of
 # ModelSettings).
 ALSO_VALID = {"n_threads": (-1,), "n_threads_batch": (-1,)}
@@ -120,7 +136,7 @@ def llm_problems(
         server_settings: llm_server_settings, likewise.
         model_defaults: llm_model_defaults, likewise.
         schema: what the image's ``describe-settings`` prints for the pinned version: ``version``,
-            ``server_settings`` and ``model_settings`` (JSON Schema, Draft 2020-12),
+            ``server_settings``, ``model_settings`` and ``batch_settings`` (JSON Schema, Draft 2020-12),
             ``chat_formats``.
         hub_url: address of the model hub, whose files need no sha256 because it announces them.
         backend: llm_backend.
@@ -158,7 +174,7 @@ def llm_problems(
     )
     problems += _lock_problems(lock)
     problems += _model_problems(models, settings, hub_url, lock if isinstance(lock, dict) else {})
-    problems += _instance_problems(instances, models, backend)
+    problems += _instance_problems(instances, models, backend, settings)
     problems += _probe_problems(probe, instances, models)
     if backend in ("auto", "cuda"):
         problems += _layer_problems(instances, models, model_defaults)
@@ -314,7 +330,7 @@ class _Settings:
             where: the variable, for example ``llm_models[1] (alias gemma3)``.
             prefix: ``settings`` where they are a key of that variable, else empty.
             settings: what the operator wrote.
-            kind: ``server_settings`` or ``model_settings``.
+            kind: ``server_settings``, ``model_settings`` or ``batch_settings``.
             reserved: settings that the project makes itself, with what to do instead.
         """
         if not isinstance(settings, dict):
@@ -335,7 +351,8 @@ class _Settings:
             elif key not in properties:
                 yield _line(
                     key,
-                    f"{shown} is not a setting of llama_cpp.server {self.version}; {_nearest(key, valid)}",
+                    f"{shown} is not a setting of {SERVERS.get(kind, 'llama_cpp.server')} {self.version};"
+                    f" {_nearest(key, valid)}",
                 )
             else:
                 yield from self._value(shown, key, value, properties[key], self.schema[kind].get("$defs", {}))
@@ -852,7 +869,7 @@ def _without_secrets(url: str) -> str:
     return re.sub(r"//[^/@]*@", "//", url)
 
 
-def _instance_problems(instances: object, models: object, backend: str) -> Iterator[str]:
+def _instance_problems(instances: object, models: object, backend: str, settings: _Settings) -> Iterator[str]:
     """Yield the problems of llm_instances."""
     if not isinstance(instances, list):
         yield _line(instances, f"llm_instances: must be a list of instances, not {_got(instances)}")
@@ -879,6 +896,88 @@ def _instance_problems(instances: object, models: object, backend: str) -> Itera
         yield from _port_problems(where, instance, ports)
         yield from _gpu_problems(where, instance, backend)
         yield from _served_problems(where, instance, aliases)
+        yield from _engine_problems(where, instance, models, settings)
+
+
+def _engine_problems(
+    where: str, instance: dict[str, Any], models: object, settings: _Settings
+) -> Iterator[str]:
+    """Yield the problems of an instance's engine, and of what only the batching one has."""
+    engine = instance.get("engine", "server")
+    if engine not in ENGINES:
+        yield _line(
+            engine,
+            f"{where}: engine {_short(engine)} is not an engine; {_nearest(engine, ENGINES)}",
+            instance,
+        )
+        return
+    if engine == "server":
+        for key in ("parallel", "settings"):
+            if key in instance:
+                yield _line(
+                    _key_of(instance, key),
+                    f"{where}: {key} is only for engine: batch; set that, or take {key} out",
+                )
+        return
+    parallel = instance.get("parallel", 1)
+    least, most = PARALLEL
+    if isinstance(parallel, bool) or not isinstance(parallel, int) or not least <= parallel <= most:
+        yield _line(
+            parallel,
+            f"{where}: parallel is {_got(parallel)}; it must be an integer from {least} to {most} (requests"
+            " at once)",
+            _key_of(instance, "parallel"),
+        )
+    if "settings" in instance:
+        yield from settings.check(
+            where, "settings", instance["settings"], "batch_settings", RESERVED_BATCH_SETTINGS
+        )
+    catalogue = models if isinstance(models, list) else []
+    served = [
+        model for model in catalogue if isinstance(model, dict) and _serves(instance, model.get("alias"))
+    ]
+    if len(served) != 1:
+        names = ", ".join(str(model.get("alias")) for model in served) or "none"
+        yield _line(
+            instance.get("models", instance),
+            f"{where}: engine batch serves one model, but this instance has {names}; name one in its models,"
+            " and give each other one an instance of its own",
+        )
+        return
+    yield from _batched_model_problems(where, instance, served[0])
+
+
+def _batched_model_problems(where: str, instance: dict[str, Any], model: dict[str, Any]) -> Iterator[str]:
+    """Yield what of a model's entry the batching server would leave aside, so that it answered otherwise."""
+    alias = model.get("alias")
+    own = instance.get("settings") if isinstance(instance.get("settings"), dict) else {}
+    wanted = model.get("settings") if isinstance(model.get("settings"), dict) else {}
+    for name in ONLY_OF_SERVER:
+        if name not in wanted or (name == "chat_format" and "chat_template" in own):
+            continue
+        mend = (
+            "give the instance settings: {chat_template: …} (Jinja; null: the one in the GGUF file)"
+            if name == "chat_format"
+            else "serve it with engine: server, or take it out"
+        )
+        yield _line(
+            wanted[name],
+            f"{where}: engine batch does not know {name}, which model {alias} has in its settings; {mend}",
+            _key_of(wanted, name),
+        )
+    if model.get("side_files"):
+        yield _line(
+            model["side_files"],
+            f"{where}: engine batch does not know side_files, which model {alias} has; serve it with engine:"
+            " server",
+        )
+    if wanted.get("n_ctx") == 0:
+        yield _line(
+            wanted["n_ctx"],
+            f"{where}: engine batch needs to know how long a request may be, but n_ctx of model {alias} is 0;"
+            " write the number of tokens",
+            _key_of(wanted, "n_ctx"),
+        )
 
 
 def _probe_problems(probe: object, instances: object, models: object) -> Iterator[str]:
@@ -999,7 +1098,9 @@ def _layer_problems(instances: object, models: object, model_defaults: object) -
             continue
         alias = model.get("alias")
         for instance in instances:
-            if isinstance(instance, dict) and instance.get("gpus") and _serves(instance, alias):
+            if not isinstance(instance, dict) or "n_gpu_layers" in (instance.get("settings") or ()):
+                continue
+            if instance.get("gpus") and _serves(instance, alias):
                 yield _line(
                     alias,
                     f"llm_models[{index}] (alias {alias}): settings lack n_gpu_layers, so the engine keeps it"

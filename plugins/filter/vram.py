@@ -38,6 +38,9 @@ DEFAULTS = {
     "type_k": None,
     "type_v": None,
 }
+# The same for the batching server: `parallel` of an instance (llm_config), and llama.cpp's own n_batch.
+PARALLEL = 8
+BATCH_N_BATCH = 2048
 SPLIT_MODE_NONE = 0
 F16 = 1
 
@@ -574,7 +577,10 @@ def vram_table(
             )
             if not fit["fits"]:
                 beside = " and ".join(other.name for other in others)
-                problems.append(f"{served.where}: {alias} {too_large(fit, served.gpus, room, beside)}")
+                shares = served.shares
+                problems.append(
+                    f"{served.where}: {alias} {too_large(fit, served.gpus, room, beside, shares)}"
+                )
         on = " and ".join(described(gpu) for gpu in served.gpus) or "GPUs that are not known"
         lines += [f"{served.name} on {on}", *aligned([TITLES, *rows])]
     return {"lines": lines, "problems": problems}
@@ -584,7 +590,7 @@ class Served(NamedTuple):
     """An instance with its GPUs.
 
     ``models`` are rows of alias, settings, Model or None, and why it is None; ``takes`` says, by UUID,
-    how many bytes the largest of them takes of a GPU.
+    how many bytes the largest of them takes of a GPU; ``shares``, how many requests share the context.
     """
 
     where: str
@@ -592,6 +598,7 @@ class Served(NamedTuple):
     gpus: list[dict[str, Any]]
     models: list[tuple[str, dict[str, Any], Model | None, str]]
     takes: dict[str, int]
+    shares: int
 
 
 def serve(
@@ -621,6 +628,8 @@ def serve(
     rows: list[tuple[str, dict[str, Any], Model | None, str]] = []
     for alias in aliases_of(instance, catalogue):
         settings = {**model_defaults, **(catalogue[alias].get("settings") or {})}
+        if instance.get("engine") == "batch":
+            settings |= batched(instance, settings)
         header = headers.get(catalogue[alias]["file"], {"problem": "its header has not been read"})
         try:
             if not known:
@@ -635,7 +644,25 @@ def serve(
         rows.append((alias, settings, model, ""))
         for gpu, need in zip(own, needs, strict=True):
             takes[gpu["uuid"]] = max(takes[gpu["uuid"]], need)
-    return Served(f"{where} (name {instance['name']})", instance["name"], own, rows, takes)
+    shares = instance.get("parallel", PARALLEL) if instance.get("engine") == "batch" else 1
+    return Served(f"{where} (name {instance['name']})", instance["name"], own, rows, takes, shares)
+
+
+def batched(instance: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what of a model's settings is another for the batching server (see the filter llm_config).
+
+    Args:
+        instance: entry of llm_instances with ``engine: batch``.
+        settings: of the model, with llm_model_defaults.
+    """
+    own = instance.get("settings") or {}
+    n_ctx = settings.get("n_ctx", DEFAULTS["n_ctx"]) * instance.get("parallel", PARALLEL)
+    return {
+        "embedding": False,
+        "n_batch": settings.get("n_batch", BATCH_N_BATCH),
+        "n_ctx": n_ctx,
+        **{name: value for name, value in own.items() if name in DEFAULTS and value is not None},
+    }
 
 
 def files_on_gpus(
@@ -681,7 +708,9 @@ def verdict(fit: dict[str, Any], model: Model) -> str:
     return f"{words} ({model.unknown()})" if model.unknown() else words
 
 
-def too_large(fit: dict[str, Any], own: list[dict[str, Any]], room: list[int], beside: str) -> str:
+def too_large(
+    fit: dict[str, Any], own: list[dict[str, Any]], room: list[int], beside: str, shares: int = 1
+) -> str:
     """Return what is missing on which GPU, and what would fit.
 
     Args:
@@ -689,9 +718,10 @@ def too_large(fit: dict[str, Any], own: list[dict[str, Any]], room: list[int], b
         own: GPUs of the instance.
         room: bytes that are left for it on each of them.
         beside: names of other instances on the same GPUs.
+        shares: requests that share the context, each with the model's n_ctx.
     """
     full = next(place for place, need in enumerate(fit["per_gpu"]) if need > room[place])
-    found = fit["largest"]
+    found = fit["largest"] | {"n_ctx": (fit["largest"]["n_ctx"] or 0) // shares}
     ways = [f"{name}: {found[name]}" for name in ("n_ctx", "n_gpu_layers") if found[name]]
     if not ways and found["n_batch"]:
         ways = [f"n_batch: {found['n_batch']}"]

@@ -126,16 +126,17 @@ class Release:
 
     def certificate(self) -> str:
         """Return the deployed certificate and its chain, as PEM; empty when config.json does not name it."""
-        if read_json(os.path.join(self.path, CONFIG)).get("ssl_certfile") != OUR_CERTIFICATE:
+        config = read_json(os.path.join(self.path, CONFIG))
+        if config.get("server", config).get("ssl_certfile") != OUR_CERTIFICATE:
             return ""  # none, or one that the operator has brought in another way
         return (read_bytes(os.path.join(self.path, CERTIFICATE)) or b"").decode("ascii", "replace")
 
     def model_files(self) -> list[str]:
         """Return the paths on the host of the model files that config.json names."""
-        models = read_json(os.path.join(self.path, CONFIG)).get("models", [])
+        config = read_json(os.path.join(self.path, CONFIG))
         return [
             os.path.join(self.models_dir, text[len(IN_CONTAINER) :])
-            for text in strings_in(models)
+            for text in strings_in(config)
             if text.startswith(IN_CONTAINER)
         ]
 
@@ -544,8 +545,11 @@ class Instance:
             return None
         path = os.path.join(self.path, "releases", f"{now().replace(':', '-')}-found")
         os.makedirs(path, mode=0o700, exist_ok=True)
-        aliases = [model.get("model_alias") or model["model"] for model in config.get("models", [])]
-        scheme = "https" if config.get("ssl_certfile") else "http"
+        models = [config["model"]] if "model" in config else config.get("models", [])
+        names = ("model_alias", "alias", "model", "path")
+        aliases = [next(model[name] for name in names if model.get(name)) for model in models]
+        server = config.get("server", config)
+        scheme = "https" if server.get("ssl_certfile") else "http"
         address = running["address"].replace("0.0.0.0", "") or "127.0.0.1"
         record = {
             "id": os.path.basename(path),
@@ -556,7 +560,7 @@ class Instance:
             "label": running["label"],
             "content": "",
             "image": running["image"],
-            "url": f"{scheme}://{address}:{config.get('port', 8000)}",
+            "url": f"{scheme}://{address}:{server.get('port', 8000)}",
             "models": aliases,
             "probe": aliases,
             "models_dir": os.path.join(home, "model"),

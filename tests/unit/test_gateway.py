@@ -142,6 +142,20 @@ def test_an_instance_in_several_backends_is_reached_through_one_relay_and_others
     assert relays["gpu2:one"] == ""
 
 
+def test_a_batching_instance_gets_as_many_requests_as_it_answers_at_once(render):
+    batch = instance("chat", "vicuna-13b", port=20081) | {"engine": "batch"}
+    one = instance("one", "vicuna-13b")
+    for parallel, maxconn in (({}, 8), ({"parallel": 3}, 3)):
+        (pool,) = gateway_plan([host(models=["vicuna-13b"], instances=[one, batch | parallel])])["pools"]
+        assert [server["maxconn"] for server in pool["servers"]] == [None, maxconn]
+    config = render(
+        {"gpu1": {"ansible_host": "192.0.2.11", "llm_instances": [one, batch]}}, llm_gateway_clients=CLIENTS
+    )
+    lines = [line.strip() for line in config.splitlines()]
+    assert "server gpu1:one 192.0.2.11:20080 check maxconn 1" in lines
+    assert "server gpu1:chat 192.0.2.11:20081 check maxconn 8" in lines
+
+
 def test_names_do_not_change_when_a_host_is_added():
     before = gateway_plan([host("gpu1")])
     after = gateway_plan([host("gpu1"), host("gpu2")])

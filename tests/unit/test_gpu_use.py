@@ -6,7 +6,7 @@ import pytest
 from gpu_use import docker_gpu_options, gpu_use_problem, gpu_uuids
 
 UUID = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"
-MODEL = {"model": "/llamacpp/model/m.gguf", "model_alias": "vicuna-13b", "n_gpu_layers": -1}
+MODEL = {"path": "/llamacpp/model/m.gguf", "alias": "vicuna-13b", "n_gpu_layers": -1}
 GIB = 2**30
 
 

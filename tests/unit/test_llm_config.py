@@ -6,7 +6,7 @@ import json
 
 import pytest
 from ansible.errors import AnsibleFilterError
-from llm_config import llm_config
+from llm_config import llm_config, served_models
 
 REFERENCE = """
 {"host": "0.0.0.0", "port": 20080, "models": [
@@ -92,3 +92,49 @@ def test_two_models_may_share_one_file():
 def test_an_unknown_alias_is_an_error_that_lists_the_known_ones():
     with pytest.raises(AnsibleFilterError, match="x serves c, which llm_models does not have; it has a, b"):
         llm_config({"name": "x", "port": 1, "models": ["c"]}, MODELS)
+
+
+def batch(model=None, defaults=None, server=None, **instance):
+    """The configuration of a batching instance that serves one model with these settings."""
+    models = [{"alias": "a", "file": "a.gguf", "settings": model or {}}, *MODELS[1:]]
+    config = {"name": "x", "port": 1, "models": ["a"], "engine": "batch", **instance}
+    return llm_config(config, models, server or {}, defaults or {})
+
+
+def test_a_batching_instance_has_the_configuration_of_its_own_server():
+    same_text(
+        batch({"n_ctx": 4096}, {"use_mlock": False, "logits_all": False}, {"interrupt_requests": False}),
+        """{"server": {"host": "0.0.0.0", "port": 1},
+            "model": {"path": "/llamacpp/model/a.gguf", "alias": "a", "n_ctx": 32768, "max_seq_len": 4096,
+                      "n_seq_max": 8, "store_logits": false, "use_mlock": false}}""",
+    )
+
+
+def test_what_a_request_may_use_does_not_depend_on_how_many_run():
+    for parallel in (1, 3):
+        model = batch({"n_ctx": 1000}, parallel=parallel)["model"]
+        assert (model["n_ctx"], model["max_seq_len"], model["n_seq_max"]) == (1000 * parallel, 1000, parallel)
+    assert batch()["model"]["max_seq_len"] == 2048
+
+
+def test_settings_that_both_servers_have_are_taken_over_by_their_other_names():
+    model = batch({"n_threads": 3, "n_batch": 64}, {"n_threads_batch": 4, "n_batch": 32})["model"]
+    assert (model["threads"], model["threads_batch"], model["n_batch"]) == (3, 4, 64)
+    assert "n_threads" not in model
+
+
+def test_the_instance_has_the_last_word():
+    model = batch({"n_ctx": 4096, "n_threads": 2}, settings={"threads": 6, "n_ctx": 8192})["model"]
+    assert (model["threads"], model["n_ctx"]) == (6, 8192)
+
+
+def test_a_batching_instance_gets_the_certificate_too():
+    tls = {"ssl_certfile": "/llamacpp/tls.crt", "ssl_keyfile": "/llamacpp/tls.key"}
+    assert batch(server=tls)["server"] == {"host": "0.0.0.0", "port": 1, **tls}
+
+
+def test_what_is_served_is_told_alike_for_both_servers():
+    models = [{"alias": "a", "file": "a.gguf", "settings": {"n_gpu_layers": -1}}]
+    expected = [{"alias": "a", "path": "/llamacpp/model/a.gguf", "n_gpu_layers": -1}]
+    assert served_models(llm_config({"name": "x", "port": 1}, models)) == expected
+    assert served_models(llm_config({"name": "x", "port": 1, "engine": "batch"}, models)) == expected

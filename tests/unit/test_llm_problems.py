@@ -938,3 +938,88 @@ def test_sources_are_a_list(problems):
 def test_an_instance_cannot_have_the_name_of_the_firewall(problems):
     (found,) = problems(instances=[instance(name="llamacpp-firewall")])
     assert "llamacpp-firewall.service" in found
+
+
+def batched(**changes):
+    """A good instance with engine batch, with changes."""
+    return instance(models=["gemma3"], engine="batch", **changes)
+
+
+B = "llm_instances[0] (name llamacpp)"
+
+
+def test_a_good_batching_instance_has_no_problem(problems):
+    assert problems(instances=[batched()]) == []
+    assert problems(instances=[batched(parallel=4, settings={"threads": 2, "flash_attn": True})]) == []
+    assert problems(instances=[instance(engine="server")]) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            {"engine": "vllm"},
+            'engine "vllm" is not an engine; valid are server, batch',
+        ),
+        (
+            {"engine": "server", "parallel": 2},
+            "parallel is only for engine: batch; set that, or take parallel out",
+        ),
+        (
+            {"parallel": 0},
+            "parallel is 0 (integer); it must be an integer from 1 to 256 (requests at once)",
+        ),
+        (
+            {"settings": {"n_seq_max": 2}},
+            "settings.n_seq_max must not be set: set the instance's parallel",
+        ),
+        (
+            {"settings": {"n_threads": 2}},
+            "settings.n_threads is not a setting of the batching server 0.3.36; did you mean threads or"
+            " threads_batch?",
+        ),
+        (
+            {"settings": {"threads": "two"}},
+            'settings.threads is "two" (string); it must be null or an integer',
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_batching_instance_is_named(problems, wrong, message):
+    found = problems(instances=[batched() | wrong])
+    assert found == [f"{B}: {message}"]
+
+
+def test_a_batching_instance_serves_one_model(problems):
+    other = model(alias="other", file="o.gguf")
+    assert problems([MODEL, other], [instance(engine="batch")]) == [
+        f"{B}: engine batch serves one model, but this instance has gemma3, other; name one in its models,"
+        " and give each other one an instance of its own"
+    ]
+
+
+def test_a_chat_format_needs_a_template_in_its_place(problems):
+    formatted = model(settings={"chat_format": "chatml"})
+    assert problems([formatted], [batched()]) == [
+        f"{B}: engine batch does not know chat_format, which model gemma3 has in its settings; give the"
+        " instance settings: {chat_template: …} (Jinja; null: the one in the GGUF file)"
+    ]
+    assert problems([formatted], [batched(settings={"chat_template": None})]) == []
+    assert problems([formatted], [batched(settings={"chat_template": "{{ messages[0].content }}"})]) == []
+
+
+def test_what_the_batching_server_would_leave_aside_is_refused(problems):
+    for given, name in (
+        ({"settings": {"lora_path": "/x.gguf"}}, "lora_path"),
+        ({"settings": {"n_ctx": 0}}, "n_ctx"),
+    ):
+        (line,) = problems([model(**given)], [batched()])
+        assert line.startswith(B) and name in line
+    side = {"setting": "lora_path", "file": "l.gguf", "url": "https://m.example/l.gguf", "sha256": HASH}
+    (line,) = problems([model(side_files=[side])], [batched()])
+    assert "side_files" in line
+
+
+def test_layers_of_a_batching_instance_may_stand_in_its_settings(problems):
+    (line,) = problems(instances=[batched(gpus=[0])])
+    assert "n_gpu_layers" in line
+    assert problems(instances=[batched(gpus=[0], settings=ON_GPU)]) == []

@@ -685,6 +685,17 @@ def test_a_server_that_shows_another_certificate_is_asked_nothing_and_taken_back
     world.check_serves(old)
 
 
+def test_a_release_of_the_batching_server_has_its_model_and_certificate_too(world):
+    release = world.make("a", tls=PAIRS[0])
+    batch = {
+        "server": {"ssl_certfile": "/llamacpp/tls.crt"},
+        "model": {"path": "/llamacpp/model/one.gguf", "alias": "one"},
+    }
+    Path(release.path, "config.json").write_text(json.dumps(batch))
+    assert release.certificate()
+    assert [Path(path).name for path in release.model_files()] == ["one.gguf"]
+
+
 def test_a_certificate_that_the_operator_has_brought_another_way_is_not_compared(world):
     release = world.make("a", tls=PAIRS[0])
     config = json.loads(Path(release.path, "config.json").read_text())

@@ -37,7 +37,14 @@ def rows(page, kind):
 def project(tmp_path, schema):
     """A copy of what the script reads and writes."""
     settings = f"files/image/settings-{schema['version']}.json"
-    for name in (SCRIPT, PAGE, GROUP_VARS, settings, "plugins/filter/llm_problems.py"):
+    for name in (
+        SCRIPT,
+        PAGE,
+        GROUP_VARS,
+        settings,
+        "plugins/filter/llm_problems.py",
+        "plugins/filter/llm_config.py",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(PROJECT / name, tmp_path / name)
     return tmp_path

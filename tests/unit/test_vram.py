@@ -459,3 +459,22 @@ def test_the_page_speaks_of_the_shipped_settings(group_vars):
     shipped = [{**group_vars["llm_model_defaults"], **one["settings"]} for one in group_vars["llm_models"]]
     for settings in shipped:
         assert {key: settings[key] for key in vram_doc.SETTINGS} == vram_doc.SETTINGS
+
+
+def test_a_batching_instance_has_a_context_for_each_of_its_requests(table):
+    batch = instance("chat", [0], "vicuna-13b") | {"engine": "batch", "parallel": 4}
+    alone, shared = (
+        table([one], [gpu(0, 48)])["lines"][2].split() for one in (batch | {"parallel": 1}, batch)
+    )
+    assert (alone[2], shared[2]) == ("4096", "16384")
+    assert float(shared[4]) == pytest.approx(4 * float(alone[4]), abs=0.02)
+    assert table([batch | {"settings": {"n_ctx": 512}}], [gpu(0, 48)])["lines"][2].split()[2] == "512"
+
+
+def test_what_would_fit_a_batching_instance_is_said_per_request(table, headers):
+    batch = instance("chat", [0], "vicuna-13b") | {"engine": "batch", "parallel": 4}
+    (problem,) = table([batch], [gpu(0, 24)])["problems"]
+    n_ctx = int(problem.split("n_ctx: ")[1].split(",")[0].split(" ")[0])
+    assert 0 < n_ctx < 4096
+    fitting = [model | {"settings": model["settings"] | {"n_ctx": n_ctx}} for model in MODELS]
+    assert not vram.vram_table([batch], fitting, DEFAULTS, headers, [gpu(0, 24)])["problems"]
