@@ -1,0 +1,92 @@
+"""An instance with engine batch: it answers many requests at once, and all else is as with the other engine."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from conftest import SECOND_PORT
+from testing import ask, openai_client
+
+FIRST = {"name": "llamacpp", "port": 20080, "gpus": []}
+BATCH = {
+    "name": "second",
+    "port": 20081,
+    "gpus": [],
+    "engine": "batch",
+    "models": ["smollm2"],
+    "parallel": 4,
+    "settings": {"chat_template": None},
+}
+
+
+@pytest.fixture(scope="module")
+def batching(deploy):
+    """Deploys it beside the other instance; returns a client of it."""
+    run = deploy(llm_instances=[FIRST, BATCH])
+    assert run.rc == 0, run.output
+    yield openai_client(SECOND_PORT)
+    run = deploy()
+    assert run.rc == 0, run.output
+
+
+def stream(client, number: int) -> tuple[float, float, str]:
+    """Asks for a long answer; returns when its first and its last piece came, and how it ended."""
+    times = []
+    for chunk in ask(client, "smollm2", f"Tell me story {number}.", max_tokens=60, stream=True):
+        times.append(time.monotonic())
+        reason = chunk.choices[0].finish_reason
+    return times[0], times[-1], reason
+
+
+def test_four_clients_are_answered_at_the_same_time(batching):
+    with ThreadPoolExecutor(4) as clients:
+        answers = list(clients.map(lambda number: stream(batching, number), range(4)))
+    assert all(reason in ("stop", "length") for _first, _last, reason in answers), answers
+    # All have begun before the first one has ended.
+    assert max(first for first, _last, _reason in answers) < min(last for _first, last, _reason in answers)
+
+
+def test_more_clients_than_it_answers_at_once_wait_and_are_answered(batching):
+    with ThreadPoolExecutor(12) as clients:
+        answers = list(
+            clients.map(lambda number: ask(batching, "smollm2", f"{number}?", max_tokens=8), range(12))
+        )
+    assert all(answer.choices[0].finish_reason in ("stop", "length") for answer in answers)
+    assert {answer.model for answer in answers} == {"smollm2"}
+
+
+def test_the_responses_api_is_there(batching):
+    answer = batching.responses.create(
+        model="smollm2", input="What is the capital of France?", max_output_tokens=16
+    )
+    assert answer.output_text.strip()
+
+
+def test_the_smoke_test_knows_what_it_serves(batching, play):
+    run = play("smoke.yml", llm_instances=[FIRST, BATCH])
+    assert run.rc == 0, run.output
+    assert "broken: " not in run.output
+
+
+def test_a_second_run_changes_nothing(batching, deploy):
+    run = deploy(llm_instances=[FIRST, BATCH])
+    assert run.rc == 0, run.output
+    assert run.count("changed") == 0, run.output
+
+
+def test_a_setting_that_it_does_not_have_is_an_error_before_anything_is_touched(batching, deploy, untouched):
+    run = deploy(llm_instances=[FIRST, BATCH | {"settings": {"chat_template": None, "n_threads": 2}}])
+    assert run.rc != 0
+    assert run.count("changed") == 0, run.output
+    assert "llm_instances[1] (name second): settings.n_threads" in run.error
+
+
+def test_what_served_before_serves_on_when_the_new_one_cannot_answer(batching, deploy):
+    run = deploy(
+        llm_instances=[FIRST, BATCH | {"settings": {"chat_template": "{{ raise_exception('no') }}"}}]
+    )
+    assert run.rc != 0
+    assert "second" in run.error
+    assert ask(batching, "smollm2", max_tokens=4).choices[0].message.content
