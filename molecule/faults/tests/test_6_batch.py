@@ -1,4 +1,4 @@
-"""An instance with engine batch: it answers many requests at once, and all else is as with the other engine."""
+"""An instance with engine batch answers many requests at once; all else is as with the other engine."""
 
 from __future__ import annotations
 
