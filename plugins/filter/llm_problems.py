@@ -95,6 +95,7 @@ OPTIONAL_VARIABLES = (
     "llm_api_key",
     "llm_hub_token",
     "llamacpp_image_ref",
+    "llamacpp_image_is_being_built",
     "preflight_gpus",
     "llm_firewall_old_ports",
 )
