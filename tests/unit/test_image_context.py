@@ -135,3 +135,51 @@ def test_a_missing_configuration_is_not_healthy(tmp_path):
     )
     assert result.returncode == 1
     assert result.stderr.startswith("no answer: ")
+
+
+def warm_up(tmp_path, *models, limit="max", free=1 << 20):
+    """Runs warm-up with models of these names and sizes (KiB) where so much memory is free (KiB)."""
+    for name, size in models:
+        (tmp_path / name).write_bytes(b"x" * (size << 10))
+    config = {"models": [{"model": str(tmp_path / name)} for name, _size in models]}
+    paths = {"config.json": json.dumps(config), "memory.max": limit, "memory.current": "0"}
+    paths["meminfo"] = f"MemTotal:       {free} kB\nMemAvailable:   {free + free // 10 + 1} kB\n"
+    for name, content in paths.items():
+        (tmp_path / name).write_text(content)
+    script = (IMAGE / "warm-up").read_text()
+    for ours, theirs in (
+        ("meminfo", "/proc/meminfo"),
+        *((n, f"/sys/fs/cgroup/{n}") for n in list(paths)[1:3]),
+    ):
+        assert theirs in script
+        script = script.replace(theirs, str(tmp_path / ours))
+    (tmp_path / "warm-up").write_text(script)
+    command = [sys.executable, "-IS", tmp_path / "warm-up", tmp_path / "config.json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [line.removeprefix(f"{tmp_path}/") for line in done.stdout.splitlines()]
+
+
+def test_models_that_are_not_loaded_are_read(tmp_path):
+    models = (("loaded.gguf", 1), ("second.gguf", 2048), ("third.gguf", 1024))
+    assert warm_up(tmp_path, *models) == ["second.gguf: read, 2 MiB", "third.gguf: read, 1 MiB"]
+
+
+def test_a_model_that_memory_has_no_room_for_is_left_out(tmp_path):
+    models = (("loaded.gguf", 1), ("large.gguf", 3072), ("small.gguf", 1024))
+    expected = ["large.gguf: left out, 3 MiB do not fit into 2 MiB", "small.gguf: read, 1 MiB"]
+    assert warm_up(tmp_path, *models, free=2048) == expected
+    assert warm_up(tmp_path, *models, limit=str(2 << 20)) == expected
+
+
+def test_all_parts_of_a_split_model_are_read_and_a_missing_one_is_named(tmp_path):
+    (tmp_path / "m-00002-of-00003.gguf").write_bytes(b"x")
+    lines = warm_up(tmp_path, ("loaded.gguf", 1), ("m-00001-of-00003.gguf", 1))
+    assert [line.split(": ")[1] for line in lines] == [
+        "read, 0 MiB",
+        "read, 0 MiB",
+        "No such file or directory",
+    ]
+
+
+def test_with_one_model_nothing_is_read(tmp_path):
+    assert warm_up(tmp_path, ("loaded.gguf", 1)) == []

@@ -27,6 +27,19 @@ def test_a_stop_is_a_stop(host, client):
     host.check_output("systemctl start llamacpp")
 
 
+def test_the_first_switch_after_a_start_does_not_wait_for_the_disk(host, client):
+    second = "/home/llm/llamacpp/model/gemma-3-270m-q4_k_m.gguf"
+    forget = (
+        "import os, sys; os.posix_fadvise(os.open(sys.argv[1], os.O_RDONLY), 0, 0, os.POSIX_FADV_DONTNEED)"
+    )
+    cached = f"fincore --bytes --noheadings --output res {second}"
+    host.check_output("systemctl stop llamacpp")
+    host.check_output("sync %s && python3 -c %s %s", second, forget, second)
+    assert int(host.check_output(cached)) == 0
+    host.check_output("systemctl start llamacpp")
+    wait_until(lambda: int(host.check_output(cached)) >= host.file(second).size, "the second model in memory")
+
+
 def test_a_reboot_of_the_host_brings_the_service_back(host, client):
     booted = host.check_output("cat /proc/1/stat").split()[21]
     subprocess.run(["docker", "restart", HOST], check=True, capture_output=True, timeout=300)
