@@ -15,7 +15,7 @@ from conftest import PROJECT
 KEY = "a-key"
 
 
-class FakeServer(types.ModuleType):
+class StandinServer(types.ModuleType):
     """Stands for the batching server's module: remembers how its application is run."""
 
     def __init__(self):
@@ -54,10 +54,10 @@ class Application:
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """Returns a function: API key, the configuration's section "server" -> the fake server after a run."""
+    """Returns a function: API key, the configuration's section "server" -> the stand-in after a run."""
 
     def start(key="", **server):
-        fake = FakeServer()
+        fake = StandinServer()
         monkeypatch.setitem(sys.modules, "llama_cpp_batch", fake)
         config = tmp_path / "config.json"
         config.write_text(json.dumps({"server": server, "model": {"path": "/x.gguf", "alias": "chat"}}))
