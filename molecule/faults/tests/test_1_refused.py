@@ -68,7 +68,7 @@ def test_refuses_to_begin_on_a_full_disk(deploy, host, untouched):
 
 def test_refuses_to_swap_on_a_full_disk(deploy, host, untouched):
     # All files go to their places or none: the one of the API key finds no room, after the others have.
-    host.check_output("mount -t tmpfs -o size=4k,mode=0700 tmpfs /etc/llamacpp")
+    host.check_output("mkdir -p /etc/llamacpp && mount -t tmpfs -o size=4k,mode=0700 tmpfs /etc/llamacpp")
     host.run("cat /dev/zero >/etc/llamacpp/zeros")
     try:
         run = deploy(llm_api_key="no-room-for-this", **NEW)
