@@ -315,9 +315,14 @@ def benchmark(client, models, options, chance=None):
     result = {"engine": None, "models": {}, "problems": []}
     try:
         result["engine"] = client.json("/openapi.json")["info"]["version"]
+        listed = [entry["id"] for entry in client.json("/v1/models")["data"]]
     except ERRORS as error:
-        result["problems"].append(f"is alive (GET /openapi.json): {error}")
+        result["problems"].append(f"cannot be measured: {error}")
         return result
+    # llama_cpp.server answers for a model that it does not have with its first one.
+    missing = [model for model in models if model not in listed]
+    result["problems"] += [f"{model}: the server has only {', '.join(listed)}" for model in missing]
+    models = [model for model in models if model in listed]
     switches = {}
     if len(models) > 1:
         switches = measure_switches(client, models, options["repeats"], result["problems"])

@@ -27,6 +27,7 @@ class StandinEngine(ThreadingHTTPServer):
     """Completes prompts like llama_cpp.server, token by token, as it is told.
 
     Attributes:
+        models: the aliases that it lists.
         asked: the body of each request, in order.
         pause: seconds before each piece of a stream.
         pieces: how many pieces of text a stream has; per_piece: how many tokens stand in each.
@@ -40,7 +41,8 @@ class StandinEngine(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), StandinEngineHandler)
-        self.asked, self.most, self.lock = [], 0, threading.Lock()
+        self.models = ["one", "two", "three", "first-model", "second-model"]
+        self.asked, self.lock = [], threading.Lock()
         self.pause, self.pieces, self.per_piece = 0.0, 6, 1
         self.usage, self.finish, self.fault, self.faulty, self.together = False, "length", None, "one", None
 
@@ -61,8 +63,15 @@ class StandinEngineHandler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
+    def is_allowed(self) -> bool:
+        return self.headers.get("Authorization") == f"Bearer {KEY}"
+
     def do_GET(self):
-        self.reply(200, {"info": {"version": "1.2.3"}})
+        if self.path == "/openapi.json":
+            return self.reply(200, {"info": {"version": "1.2.3"}})
+        if not self.is_allowed():
+            return self.reply(401, {"detail": "Invalid API key"})
+        return self.reply(200, {"data": [{"id": name} for name in self.server.models]})
 
     def do_POST(self):
         engine = self.server
@@ -70,7 +79,7 @@ class StandinEngineHandler(BaseHTTPRequestHandler):
         with engine.lock:
             engine.asked.append(body)
         fault = engine.fault if body["model"] == engine.faulty else None
-        if self.headers.get("Authorization") != f"Bearer {KEY}":
+        if not self.is_allowed():
             return self.reply(401, {"detail": "Invalid API key"})
         if fault == "cannot be loaded":
             return self.reply(500, {"error": "Failed to load model from file"})
@@ -217,7 +226,9 @@ def test_an_answer_that_ends_early_has_as_many_tokens_as_pieces(measure, engine)
 
 
 def test_the_api_key_is_sent_and_a_wrong_one_named(measure):
-    assert measure("one", key="wrong")["problems"] == ['one: HTTP 401: {"detail": "Invalid API key"}']
+    assert measure("one", key="wrong")["problems"] == [
+        'cannot be measured: HTTP 401: {"detail": "Invalid API key"}'
+    ]
 
 
 def test_a_server_that_is_not_there_is_one_problem():
@@ -267,6 +278,14 @@ def test_a_model_that_cannot_be_loaded_is_named_and_the_others_are_measured(meas
     assert [*result["models"]] == ["one", "three"]
     assert result["problems"][0].startswith("switch to two: HTTP 500")
     assert result["problems"][-1].startswith("two: HTTP 500")
+
+
+def test_a_model_that_the_server_does_not_have_is_named_and_never_asked_for(measure, engine):
+    """The real server would answer with another one, and its figures would stand under a wrong name."""
+    engine.models = ["one"]
+    result = measure("two", "one")
+    assert result["problems"] == ["two: the server has only one"]
+    assert {body["model"] for body in engine.asked} == {"one"}
 
 
 UNIT = """\
