@@ -47,6 +47,11 @@ lock: .venv/.controller ## write down the sha256 of your models, as the hub anno
 	@$(inventory_is_given)
 	@ansible-playbook -i $(INVENTORY) lock.yml $(ARGS)
 
+.PHONY: benchmark
+benchmark: .venv/.controller ## how fast are your hosts, and are they slower than before? make benchmark INVENTORY=inventory/yours
+	@$(inventory_is_given)
+	@ansible-playbook -i $(INVENTORY) benchmark.yml $(ARGS)
+
 .PHONY: bundle
 bundle: .venv/.controller ## all that hosts without a network need in one file: make bundle INVENTORY=inventory/yours [BUNDLE_MODELS=no]
 	@$(inventory_is_given)

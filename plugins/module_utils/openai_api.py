@@ -16,6 +16,10 @@ class Broken(Exception):
     """A promise that the server did not keep; the text says what came instead."""
 
 
+class CutOff(Broken):
+    """An answer that began and did not come to its end."""
+
+
 def first_der(pem):
     """Returns the first certificate in a PEM text, in binary form (DER). Raises Broken when there is none."""
     start, end = pem.find(ssl.PEM_HEADER), pem.find(ssl.PEM_FOOTER)
@@ -92,20 +96,25 @@ class Client:
     def stream(self, path, body):
         """Sends a streaming request; yields (seconds since sending, parsed event), ends at [DONE].
 
-        Raises Broken on a status other than 200 and when the stream ends without [DONE].
+        Raises Broken on a status other than 200, CutOff when the stream ends without [DONE].
         """
         started = time.monotonic()
         response = self.open(path, dict(body, stream=True))
         if response.status != 200:
             raise Broken(f"HTTP {response.status}: {response.read(200)}")
-        for line in response:
+        while True:
+            try:
+                line = response.readline()
+            except (OSError, http.client.HTTPException) as error:
+                raise CutOff(f"the stream broke off: {error!r}") from error
+            if not line:
+                raise CutOff("the stream ended without [DONE]")
             if not line.startswith(b"data:"):
                 continue
             data = line[5:].strip()
             if data == b"[DONE]":
                 return
             yield time.monotonic() - started, json.loads(data)
-        raise Broken("the stream ended without [DONE]")
 
 
 def chat(model, question, max_tokens):

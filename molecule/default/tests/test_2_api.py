@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from testing import ask
 
@@ -66,3 +68,25 @@ def test_smoke_test_names_each_broken_promise(play, demo_variables):
     smoke = play("smoke.yml", llm_models=[*demo_variables["llm_models"], missing])
     assert smoke.rc != 0
     assert "llm-default llamacpp: lists exactly the deployed models:" in smoke.output
+
+
+def test_benchmark_measures_both_models_and_compares_a_second_run(play, tmp_path):
+    options = {"benchmark_clients": [1, 2], "benchmark_repeats": 1, "benchmark_max_tokens": 16}
+    benchmark = play("benchmark.yml", benchmark_dir=str(tmp_path), benchmark_prompt_tokens=64, **options)
+    assert benchmark.rc == 0, benchmark.output
+    (path,) = tmp_path.glob("*.json")
+    instance = json.loads(path.read_text(encoding="utf-8"))["hosts"]["llm-default"]["instances"]["llamacpp"]
+    assert instance["image"].startswith(f"llamacpp:{instance['engine']}-cpu-")
+    assert 0 < instance["start_s"] < 300
+    assert sorted(instance["models"]) == ["gemma3", "smollm2"]
+    for model in instance["models"].values():
+        assert [figures["complete"] for figures in model["rounds"]] == [1, 2]
+        assert 40 < model["prompt_tokens"] < 90
+        assert all(0 < figures["tokens"] <= 16 for figures in model["rounds"])
+        assert all(
+            figures["first_token_s"] > 0 and figures["tokens_per_s"] > 0 for figures in model["rounds"]
+        )
+        assert model["switch"]["warm_s"] > 0
+    again = play("benchmark.yml", benchmark_dir=str(tmp_path), benchmark_prompt_tokens=64, **options)
+    assert again.rc == 0, again.output
+    assert "smollm2 (compared with 20" in again.output
