@@ -340,7 +340,7 @@ def benchmark(client, models, options, chance=None):
 def parse_unit(text):
     """Returns (image, start_s) from what `systemctl show` says of a unit; None where it does not say."""
     found = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
-    command = re.search(r"argv\[\]=.*?(\S+) ; ", found.get("ExecStart", ""))
+    command = re.search(r"argv\[\]=.* --label=\S+ (\S+)", found.get("ExecStart", ""))
     begun = int(found.get("ExecMainStartTimestampMonotonic") or 0)
     ready = int(found.get("ActiveEnterTimestampMonotonic") or 0)
     # While a start is under way, the last one's end stands before the new one's beginning.

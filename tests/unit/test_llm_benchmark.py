@@ -300,11 +300,12 @@ ActiveEnterTimestampMonotonic=6150000
     ("text", "expected"),
     [
         (UNIT, ("llamacpp:0.3.36-cpu", 5.2)),
+        (UNIT.replace("-cpu ;", "-cpu batch-server --config_file x ;"), ("llamacpp:0.3.36-cpu", 5.2)),
         (UNIT.replace("=6150000", "=900000"), ("llamacpp:0.3.36-cpu", None)),
         ("ExecMainStartTimestampMonotonic=0\nActiveEnterTimestampMonotonic=0\n", (None, None)),
         ("", (None, None)),
     ],
-    ids=["started", "starts just now", "never started", "says nothing"],
+    ids=["started", "the batching server", "starts just now", "never started", "says nothing"],
 )
 def test_image_and_start_are_what_systemd_says(text, expected):
     assert llm_benchmark.parse_unit(text) == expected
