@@ -957,7 +957,7 @@ def _batched_model_problems(where: str, instance: dict[str, Any], model: dict[st
         if name not in wanted or (name == "chat_format" and "chat_template" in own):
             continue
         mend = (
-            "give the instance settings: {chat_template: …} (Jinja; null: the one in the GGUF file)"
+            "give the instance settings: {chat_template: !unsafe …} (Jinja; null: the one in the GGUF file)"
             if name == "chat_format"
             else "serve it with engine: server, or take it out"
         )

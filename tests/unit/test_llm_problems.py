@@ -1001,7 +1001,7 @@ def test_a_chat_format_needs_a_template_in_its_place(problems):
     formatted = model(settings={"chat_format": "chatml"})
     assert problems([formatted], [batched()]) == [
         f"{B}: engine batch does not know chat_format, which model gemma3 has in its settings; give the"
-        " instance settings: {chat_template: …} (Jinja; null: the one in the GGUF file)"
+        " instance settings: {chat_template: !unsafe …} (Jinja; null: the one in the GGUF file)"
     ]
     assert problems([formatted], [batched(settings={"chat_template": None})]) == []
     assert problems([formatted], [batched(settings={"chat_template": "{{ messages[0].content }}"})]) == []

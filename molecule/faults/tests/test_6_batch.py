@@ -84,9 +84,8 @@ def test_a_setting_that_it_does_not_have_is_an_error_before_anything_is_touched(
 
 
 def test_what_served_before_serves_on_when_the_new_one_cannot_answer(batching, deploy):
-    run = deploy(
-        llm_instances=[FIRST, BATCH | {"settings": {"chat_template": "{{ raise_exception('no') }}"}}]
-    )
+    # Without any template no chat can be answered, and the server starts all the same.
+    run = deploy(llm_instances=[FIRST, BATCH | {"settings": {"chat_template": ""}}])
     assert run.rc != 0
     assert "second" in run.error
     assert ask(batching, "smollm2", max_tokens=4).choices[0].message.content
