@@ -29,6 +29,15 @@ def first_der(pem):
         raise Broken(f"the deployed certificate cannot be read: {error}") from error
 
 
+# Options of the modules that ask a server (documentation fragment openai_server).
+CLIENT_ARGUMENTS = {
+    "url": {"type": "str", "required": True},
+    "api_key": {"type": "str", "default": "", "no_log": True},
+    "certificate": {"type": "str", "default": ""},
+    "timeout": {"type": "int", "default": 900},
+}
+
+
 class Client:
     """A small HTTP client for one server.
 
@@ -42,6 +51,11 @@ class Client:
         self.api_key = api_key
         self.timeout = timeout
         self.certificate = certificate
+
+    @classmethod
+    def of(cls, options):
+        """Returns the client that a module's parameters (dict, see CLIENT_ARGUMENTS) tell of."""
+        return cls(options["url"], options["api_key"], options["timeout"], options["certificate"])
 
     def _connect(self):
         """Returns a connection over which nothing has been sent yet. Raises Broken, OSError."""

@@ -10,10 +10,6 @@ description:
   - Uses the Python standard library only, so that it runs on any managed host. Changes nothing.
   - It is real load; requests of other clients wait meanwhile, and spoil the figures. Skipped in check mode.
 options:
-  url:
-    description: Base URL of the server, without C(/v1).
-    type: str
-    required: true
   models:
     description: Aliases to measure, one after the other. The first is the one that is loaded at the start.
     type: list
@@ -21,14 +17,6 @@ options:
     required: true
   unit:
     description: The server's systemd unit, which is asked how long its last start took; empty asks nothing.
-    type: str
-    default: ""
-  api_key:
-    description: Bearer token; empty when the server asks for none.
-    type: str
-    default: ""
-  certificate:
-    description: PEM text, of which the first certificate must be the server's; empty accepts any.
     type: str
     default: ""
   clients:
@@ -48,11 +36,8 @@ options:
     description: Length of a prompt, in tokens, about.
     type: int
     default: 256
-  timeout:
-    description: Seconds without a byte before a request counts as failed; covers loading a model.
-    type: int
-    default: 900
 author: ansible-llamacpp
+extends_documentation_fragment: [openai_server]
 """
 
 RETURN = r"""
@@ -92,7 +77,7 @@ import time
 from statistics import median
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.openai_api import Broken, Client, CutOff
+from ansible.module_utils.openai_api import CLIENT_ARGUMENTS, Broken, Client, CutOff
 
 ERRORS = (Broken, OSError, http.client.HTTPException, ValueError, KeyError, TypeError, AttributeError)
 
@@ -382,16 +367,13 @@ def main():
     """Runs the module."""
     module = AnsibleModule(
         argument_spec={
-            "url": {"type": "str", "required": True},
+            **CLIENT_ARGUMENTS,
             "models": {"type": "list", "elements": "str", "required": True},
             "unit": {"type": "str", "default": ""},
-            "api_key": {"type": "str", "default": "", "no_log": True},
-            "certificate": {"type": "str", "default": ""},
             "clients": {"type": "list", "elements": "int", "default": [1, 2, 4, 8]},
             "repeats": {"type": "int", "default": 3},
             "max_tokens": {"type": "int", "default": 128, "no_log": False},
             "prompt_tokens": {"type": "int", "default": 256, "no_log": False},
-            "timeout": {"type": "int", "default": 900},
         },
         supports_check_mode=True,
     )
@@ -404,7 +386,7 @@ def main():
         module.fail_json(msg=f"clients is {clients}, and has to be a list of numbers above 0")
     if module.check_mode:
         module.exit_json(changed=False, skipped=True, msg="a benchmark needs a running server")
-    client = Client(*(module.params[name] for name in ("url", "api_key", "timeout", "certificate")))
+    client = Client.of(module.params)
     image = start_s = None
     systemctl = module.get_bin_path("systemctl")
     if module.params["unit"] and systemctl:

@@ -10,25 +10,11 @@ description:
   - Uses the Python standard library only, so that it runs on any managed host. Changes nothing.
   - Loads every model once, so requests of other clients wait meanwhile. Skipped in check mode.
 options:
-  url:
-    description: Base URL of the server, without C(/v1).
-    type: str
-    required: true
   models:
     description: Aliases that the server must list, no more and no less.
     type: list
     elements: str
     required: true
-  api_key:
-    description: Bearer token; empty when the server asks for none.
-    type: str
-    default: ""
-  certificate:
-    description:
-      - PEM text, of which the first certificate must be the one that an C(https) server shows; the rest of
-        the text is not looked at. Empty accepts any.
-    type: str
-    default: ""
   embeddings:
     description: Whether the models were deployed with C(embedding=true).
     type: bool
@@ -37,11 +23,8 @@ options:
     description: Longest answer asked for, in tokens.
     type: int
     default: 48
-  timeout:
-    description: Seconds without a byte before a request counts as failed; covers loading a model.
-    type: int
-    default: 900
 author: ansible-llamacpp
+extends_documentation_fragment: [openai_server]
 """
 
 RETURN = r"""
@@ -70,7 +53,7 @@ import math
 import time
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.openai_api import Broken, Client, chat, check_answer
+from ansible.module_utils.openai_api import CLIENT_ARGUMENTS, Broken, Client, chat, check_answer
 
 QUESTION = "What is the capital of France? Answer in one sentence."
 STREAMED = "Name three colours of the rainbow."  # not QUESTION: its prompt would still be in the cache
@@ -184,19 +167,16 @@ def main():
     """Runs the module."""
     module = AnsibleModule(
         argument_spec={
-            "url": {"type": "str", "required": True},
+            **CLIENT_ARGUMENTS,
             "models": {"type": "list", "elements": "str", "required": True},
-            "api_key": {"type": "str", "default": "", "no_log": True},
-            "certificate": {"type": "str", "default": ""},
             "embeddings": {"type": "bool", "default": True},
             "max_tokens": {"type": "int", "default": 48},
-            "timeout": {"type": "int", "default": 900},
         },
         supports_check_mode=True,
     )
     if module.check_mode:
         module.exit_json(changed=False, skipped=True, msg="a smoke test needs a running server", broken=[])
-    client = Client(*(module.params[name] for name in ("url", "api_key", "timeout", "certificate")))
+    client = Client.of(module.params)
     result = smoke(
         client,
         module.params["models"],

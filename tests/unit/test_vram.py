@@ -11,6 +11,7 @@ from pathlib import Path
 
 import gguf_header
 import gguf_shapes
+import llm_config
 import pytest
 import vram
 import vram_doc
@@ -478,3 +479,11 @@ def test_what_would_fit_a_batching_instance_is_said_per_request(table, headers):
     assert 0 < n_ctx < 4096
     fitting = [model | {"settings": model["settings"] | {"n_ctx": n_ctx}} for model in MODELS]
     assert not vram.vram_table([batch], fitting, DEFAULTS, headers, [gpu(0, 24)])["problems"]
+
+
+@pytest.mark.parametrize("instance", [{}, {"parallel": 3}, {"settings": {"n_ctx": 512}}])
+def test_the_context_that_is_counted_is_the_one_that_is_configured(instance):
+    batch = {"name": "chat", "port": 1, "engine": "batch", **instance}
+    for settings in ({}, {"n_ctx": 4096}):
+        configured = llm_config.llm_config(batch, [{"alias": "a", "file": "a.gguf", "settings": settings}])
+        assert vram.batched(batch, settings)["n_ctx"] == configured["model"]["n_ctx"]
