@@ -231,18 +231,20 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 120) -
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item):
-    """Shows the servers' journals beside a failed test, so that a log of CI is enough to see why."""
+    """Shows the journals of servers and Docker beside a failed test, so that a log of CI is enough to see why."""
     report = yield
     scenario = item.funcargs.get("scenario")
     if scenario and report.failed:
         for name in scenario.instances:
+            command = ["journalctl", "-u", name, "-u", "docker", "-n", "20000", "--no-pager"]
             journal = subprocess.run(
-                ["docker", "exec", scenario.host, "journalctl", "-u", name, "-n", "500", "--no-pager"],
+                ["docker", "exec", scenario.host, *command],
                 capture_output=True,
                 text=True,
                 check=False,
             )
-            # The engine writes hundreds of lines about each model that it loads.
-            lines = [line for line in journal.stdout.splitlines() if "llama_graph_" not in line]
+            # The engine writes hundreds of lines about each model that it loads, and Docker what its kernel lacks.
+            noise = re.compile("llama_graph_|level=info|WARNING: No")
+            lines = [line for line in journal.stdout.splitlines() if not noise.search(line)]
             report.sections.append((f"journal of {name}", "\n".join([*lines[-80:], journal.stderr])))
     return report

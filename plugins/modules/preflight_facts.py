@@ -77,8 +77,8 @@ listeners:
   type: dict
   returned: always
 containers:
-  description: Running containers, each with C(name), C(labels) and C(ports) (published on the
-    host).
+  description: Running containers, and those of this project that are about to run, each with C(name),
+    C(labels) and C(ports) (published on the host).
   type: list
   returned: always
 image_present:
@@ -113,13 +113,14 @@ models:
 
 import glob
 import grp
+import json
 import os
 import pwd
 import re
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.docker_api import ERRORS, ask_docker, docker_runs
+from ansible.module_utils.docker_api import ERRORS, OWN_LABEL, ask_docker, docker_runs
 from ansible.module_utils.gguf import state_of
 
 LISTEN = "0A"
@@ -218,6 +219,24 @@ def ids(user, uid, gid):
     }
 
 
+def starting_containers(docker_socket, ask):
+    """Return our containers that Docker is about to run: it listens on their ports before it says that they run.
+
+    Arguments: docker_socket (str), ask (callable, see ask_docker).
+    Returns a list of dicts: name, labels, ports.
+    """
+    filters = quote(json.dumps({"label": [OWN_LABEL], "status": ["created"]}))
+    containers = []
+    for container in ask(docker_socket, f"/containers/json?filters={filters}") or []:
+        # None, when it has gone meanwhile.
+        found = ask(docker_socket, f"/containers/{container['Id']}/json") or {}
+        bindings = found.get("HostConfig", {}).get("PortBindings") or {}
+        ports = {int(one["HostPort"]) for published in bindings.values() for one in published or []}
+        name = container["Names"][0].lstrip("/")
+        containers.append({"name": name, "labels": list(container["Labels"]), "ports": sorted(ports)})
+    return containers
+
+
 def docker_facts(docker_socket, image, ask=ask_docker):
     """Return what a running Docker knows.
 
@@ -225,7 +244,9 @@ def docker_facts(docker_socket, image, ask=ask_docker):
     Returns a dict: containers (list of name, labels, ports), image_present (bool), docker_root
     (str).
     """
-    containers = [
+    # First, so that one which runs by the time of the second question is not missed.
+    containers = starting_containers(docker_socket, ask)
+    containers += [
         {
             "name": container["Names"][0].lstrip("/"),
             "labels": list(container.get("Labels") or {}),
@@ -305,6 +326,11 @@ def main():
     wanted = module.params
     docker = {"containers": [], "image_present": False, "docker_root": ""}
     try:
+        # Before Docker is asked whose ports they are: what listens by now, it knows by then.
+        found = listeners(wanted["ports"])
+    except OSError as error:
+        module.fail_json(msg=str(error))
+    try:
         if docker_runs(wanted["docker_socket"]):
             docker = docker_facts(wanted["docker_socket"], wanted["image"])
     except ERRORS as error:
@@ -313,7 +339,7 @@ def main():
     try:
         module.exit_json(
             changed=False,
-            listeners=listeners(wanted["ports"]),
+            listeners=found,
             space={path: space(path) for path in paths},
             missing_files=[path for path in wanted["files"] if path and not os.path.isfile(path)],
             ids=ids(wanted["user"], wanted["uid"], wanted["gid"]),

@@ -80,9 +80,9 @@ def test_survives_a_stopped_docker(play, host):
     assert run.rc == 0, run.output
 
 
-def test_survives_a_killed_docker(play, host, client):
+def test_survives_a_killed_docker(play, host):
+    # The run begins while Docker and the server come back by themselves, and meets them halfway.
     host.check_output("systemctl kill --signal=SIGKILL docker")
-    wait_until(lambda: answers(client), "an answer")
     run = play()
     assert run.rc == 0, run.output
 
