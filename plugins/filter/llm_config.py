@@ -120,6 +120,8 @@ def batch_settings(
         "n_ctx": n_ctx * parallel,
         "max_seq_len": n_ctx,
         "n_seq_max": parallel,
+        # A cache for each place: attention then reads a request's own tokens, not those of all of them.
+        "kv_unified": False,
         # Keeps the logits of every token in Python's memory, for nothing that OpenAI's API has.
         "store_logits": False,
         **{COMMON_SETTINGS[name]: value for name, value in settings.items() if name in COMMON_SETTINGS},

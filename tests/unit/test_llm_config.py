@@ -106,7 +106,7 @@ def test_a_batching_instance_has_the_configuration_of_its_own_server():
         batch({"n_ctx": 4096}, {"use_mlock": False, "logits_all": False}, {"interrupt_requests": False}),
         """{"server": {"host": "0.0.0.0", "port": 1},
             "model": {"path": "/llamacpp/model/a.gguf", "alias": "a", "n_ctx": 32768, "max_seq_len": 4096,
-                      "n_seq_max": 8, "store_logits": false, "use_mlock": false}}""",
+                      "n_seq_max": 8, "kv_unified": false, "store_logits": false, "use_mlock": false}}""",
     )
 
 

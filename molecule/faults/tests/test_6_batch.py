@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import requests
 from conftest import SECOND_PORT
 from testing import ask, openai_client
 
@@ -55,6 +57,24 @@ def test_more_clients_than_it_answers_at_once_wait_and_are_answered(batching):
         )
     assert all(answer.choices[0].finish_reason in ("stop", "length") for answer in answers)
     assert {answer.model for answer in answers} == {"smollm2"}
+
+
+def computed() -> float:
+    """Returns how many tokens of prompts the server has computed, as its own metrics count them."""
+    metrics = requests.get(f"http://127.0.0.1:{SECOND_PORT}/metrics", timeout=60).text
+    return float(re.search(r"^llamacpp:prompt_tokens_total (\S+)$", metrics, re.MULTILINE)[1])
+
+
+def test_what_it_has_read_before_is_not_computed_again(batching):
+    question = "Say in a few words what this is. " + " ".join(f"Shelf {shelf} is full." for shelf in range(60))
+    first = ask(batching, "smollm2", question, max_tokens=4)
+    before = computed()
+    # More at once than the one place that has read it.
+    with ThreadPoolExecutor(3) as clients:
+        again = list(clients.map(lambda _: ask(batching, "smollm2", question, max_tokens=4), range(3)))
+    # Whoever copied a wrong beginning would say something else.
+    assert len({answer.choices[0].message.content for answer in [first, *again]}) == 1
+    assert computed() - before < first.usage.prompt_tokens
 
 
 def test_the_responses_api_is_there(batching):
