@@ -231,7 +231,8 @@ def starting_containers(docker_socket, ask):
         # None, when it has gone meanwhile.
         found = ask(docker_socket, f"/containers/{container['Id']}/json") or {}
         bindings = found.get("HostConfig", {}).get("PortBindings") or {}
-        ports = {int(one["HostPort"]) for published in bindings.values() for one in published or []}
+        published = [one["HostPort"] for places in bindings.values() for one in places or []]
+        ports = {int(port) for port in published if port.isdigit()}  # empty: Docker chooses one
         name = container["Names"][0].lstrip("/")
         containers.append({"name": name, "labels": list(container["Labels"]), "ports": sorted(ports)})
     return containers

@@ -185,7 +185,7 @@ def test_a_container_that_is_about_to_run_has_its_port_by_now(docker_socket, doc
     starting = {"Id": "1", "Names": ["/second"], "Labels": {"io.ansible-llamacpp.release": "x"}, "Ports": []}
     gone = {**starting, "Id": "2", "Names": ["/gone"]}
     docker_answers[f"/containers/json?filters={filters}"] = [starting, gone]
-    bindings = {"20081/tcp": [{"HostIp": "0.0.0.0", "HostPort": "20081"}], "9/tcp": None}
+    bindings = {"20081/tcp": [{"HostIp": "0.0.0.0", "HostPort": "20081"}], "8/tcp": [{"HostPort": ""}], "9/tcp": None}
     docker_answers["/containers/1/json"] = {"HostConfig": {"PortBindings": bindings}}
     found = preflight_facts.docker_facts(docker_socket, "other:1")["containers"]
     assert {one["name"]: one["ports"] for one in found} == {
