@@ -231,7 +231,7 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 120) -
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item):
-    """Shows the journals of servers and Docker beside a failed test, so that a log of CI is enough to see why."""
+    """Shows the journals of servers and Docker beside a failed test: a log of CI is enough to see why."""
     report = yield
     scenario = item.funcargs.get("scenario")
     if scenario and report.failed:
@@ -243,7 +243,7 @@ def pytest_runtest_makereport(item):
                 text=True,
                 check=False,
             )
-            # The engine writes hundreds of lines about each model that it loads, and Docker what its kernel lacks.
+            # The engine writes hundreds of lines about a model that it loads, Docker what its kernel lacks.
             noise = re.compile("llama_graph_|level=info|WARNING: No")
             lines = [line for line in journal.stdout.splitlines() if not noise.search(line)]
             report.sections.append((f"journal of {name}", "\n".join([*lines[-80:], journal.stderr])))

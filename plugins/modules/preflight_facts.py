@@ -220,7 +220,7 @@ def ids(user, uid, gid):
 
 
 def starting_containers(docker_socket, ask):
-    """Return our containers that Docker is about to run: it listens on their ports before it says that they run.
+    """Return our containers that Docker is about to run: it has their ports before it says that they run.
 
     Arguments: docker_socket (str), ask (callable, see ask_docker).
     Returns a list of dicts: name, labels, ports.

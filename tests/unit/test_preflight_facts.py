@@ -7,6 +7,7 @@ import os
 import pwd
 import socket
 import struct
+from urllib.parse import quote
 
 import preflight_facts
 import pytest
@@ -180,12 +181,16 @@ def test_docker_is_asked_for_containers_image_and_data_directory(docker_socket):
 
 
 def test_a_container_that_is_about_to_run_has_its_port_by_now(docker_socket, docker_answers):
-    # What Docker 26.1 says between its proxy's start and the container's: created, and no ports in the list.
-    filters = "%7B%22label%22%3A%20%5B%22io.ansible-llamacpp.release%22%5D%2C%20%22status%22%3A%20%5B%22created%22%5D%7D"
+    # Docker starts its proxy, which listens, before the container.
+    filters = quote('{"label": ["io.ansible-llamacpp.release"], "status": ["created"]}')
     starting = {"Id": "1", "Names": ["/second"], "Labels": {"io.ansible-llamacpp.release": "x"}, "Ports": []}
     gone = {**starting, "Id": "2", "Names": ["/gone"]}
     docker_answers[f"/containers/json?filters={filters}"] = [starting, gone]
-    bindings = {"20081/tcp": [{"HostIp": "0.0.0.0", "HostPort": "20081"}], "8/tcp": [{"HostPort": ""}], "9/tcp": None}
+    bindings = {
+        "20081/tcp": [{"HostIp": "0.0.0.0", "HostPort": "20081"}],
+        "8/tcp": [{"HostPort": ""}],
+        "9/tcp": None,
+    }
     docker_answers["/containers/1/json"] = {"HostConfig": {"PortBindings": bindings}}
     found = preflight_facts.docker_facts(docker_socket, "other:1")["containers"]
     assert {one["name"]: one["ports"] for one in found} == {

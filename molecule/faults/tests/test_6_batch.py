@@ -66,7 +66,8 @@ def computed() -> float:
 
 
 def test_what_it_has_read_before_is_not_computed_again(batching):
-    question = "Say in a few words what this is. " + " ".join(f"Shelf {shelf} is full." for shelf in range(60))
+    shelves = " ".join(f"Shelf {shelf} is full." for shelf in range(60))
+    question = f"Say in a few words what this is. {shelves}"
     first = ask(batching, "smollm2", question, max_tokens=4)
     before = computed()
     # More at once than the one place that has read it.
