@@ -11,6 +11,7 @@ import http.client
 import json
 import os
 import socket
+import urllib.parse
 
 # A container with this label was started by this project, whatever its name.
 OWN_LABEL = "io.ansible-llamacpp.release"
@@ -45,6 +46,16 @@ def ask_docker(docker_socket, path):
         return json.loads(body) if response.status == 200 else None
     finally:
         connection.close()
+
+
+def own_containers(docker_socket, ask=ask_docker, **filters):
+    """Return what Docker lists of this project's containers.
+
+    Arguments: docker_socket (str), ask (callable, see ask_docker), filters (list of str each): Docker's own;
+    those that run are listed, unless ``status`` says otherwise. Errors: see ERRORS.
+    """
+    wanted = urllib.parse.quote(json.dumps({"label": [OWN_LABEL], **filters}))
+    return ask(docker_socket, f"/containers/json?filters={wanted}") or []
 
 
 def docker_runs(docker_socket, proc="/proc"):

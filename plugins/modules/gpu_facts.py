@@ -70,14 +70,12 @@ gpu:
 """
 
 import glob
-import json
 import os
 import re
 import subprocess
-import urllib.parse
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.docker_api import ERRORS, OWN_LABEL, ask_docker, docker_runs
+from ansible.module_utils.docker_api import ERRORS, ask_docker, docker_runs, own_containers
 
 NVIDIA = "0x10de"
 # VGA and 3D controllers. Source: PCI Code and ID Assignment Specification, base class 03h.
@@ -258,8 +256,7 @@ def docker_facts(docker_socket, ask=ask_docker):
     Arguments: docker_socket (str), ask (callable, see ask_docker).
     Returns a dict: version (str), own (dict: id of each of this project's containers -> its name).
     """
-    filters = urllib.parse.quote(json.dumps({"label": [OWN_LABEL]}))
-    containers = ask(docker_socket, f"/containers/json?filters={filters}") or []
+    containers = own_containers(docker_socket, ask)
     return {
         "version": (ask(docker_socket, "/version") or {}).get("Version", ""),
         "own": {container["Id"]: container["Names"][0].lstrip("/") for container in containers},

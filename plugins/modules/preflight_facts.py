@@ -113,14 +113,13 @@ models:
 
 import glob
 import grp
-import json
 import os
 import pwd
 import re
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.docker_api import ERRORS, OWN_LABEL, ask_docker, docker_runs
+from ansible.module_utils.docker_api import ERRORS, ask_docker, docker_runs, own_containers
 from ansible.module_utils.gguf import state_of
 
 LISTEN = "0A"
@@ -225,9 +224,8 @@ def starting_containers(docker_socket, ask):
     Arguments: docker_socket (str), ask (callable, see ask_docker).
     Returns a list of dicts: name, labels, ports.
     """
-    filters = quote(json.dumps({"label": [OWN_LABEL], "status": ["created"]}))
     containers = []
-    for container in ask(docker_socket, f"/containers/json?filters={filters}") or []:
+    for container in own_containers(docker_socket, ask, status=["created"]):
         # None, when it has gone meanwhile.
         found = ask(docker_socket, f"/containers/{container['Id']}/json") or {}
         bindings = found.get("HostConfig", {}).get("PortBindings") or {}
