@@ -23,6 +23,7 @@ class StandinServer(types.ModuleType):
         model = types.SimpleNamespace(model_path="/llamacpp/model/a.gguf")
         scheduler = types.SimpleNamespace(model=model)
         self.FastAPI = object
+        self.Model = type("Model", (), {"token_bytes_with_prev": told_apart})
         self.model = model
         self.application = Application(
             types.SimpleNamespace(service=types.SimpleNamespace(scheduler=scheduler))
@@ -36,6 +37,11 @@ class StandinServer(types.ModuleType):
     def main(self):
         assert sys.argv[1] == "--config-file"
         self.uvicorn.run(self.application, host="0.0.0.0", port=1, log_level="info")
+
+
+def told_apart(_model, before, token):
+    """Stands for what the engine tells of a token's text: what it was asked."""
+    return [*before, token]
 
 
 class Application:
@@ -123,3 +129,10 @@ def test_many_requests_can_wait(run):
     fake = run()
     answer(fake, kind="lifespan")
     assert fake.application.threads >= 256
+
+
+@pytest.mark.parametrize(("length", "read"), [(0, 0), (3, 3), (4000, 16)])
+def test_the_text_of_a_token_is_told_by_the_end_of_what_came_before(run, length, read):
+    model = run().Model()
+    before = list(range(length))
+    assert model.token_bytes_with_prev_bytes(before, b"all of it", 7) == [*before[length - read :], 7]

@@ -59,6 +59,16 @@ def test_more_clients_than_it_answers_at_once_wait_and_are_answered(batching):
     assert {answer.model for answer in answers} == {"smollm2"}
 
 
+def test_the_pieces_of_a_long_conversation_are_its_answer(batching):
+    question = f"{'Count: 一、二、三 🙂. ' * 40} Repeat: こんにちは 🙂, the capital of France is Paris."
+    whole = ask(batching, "smollm2", question, max_tokens=40).choices[0].message.content
+    pieces = ask(batching, "smollm2", question, max_tokens=40, stream=True)
+    assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == whole
+    # Spaces between tokens, and characters of several of them, are as they should be.
+    assert "こんにちは" in whole
+    assert "the capital of France is Paris." in whole
+
+
 def computed() -> float:
     """Returns how many tokens of prompts the server has computed, as its own metrics count them."""
     metrics = requests.get(f"http://127.0.0.1:{SECOND_PORT}/metrics", timeout=60).text
