@@ -7,6 +7,8 @@ PYTHON ?= python3
 export PYTHON
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+# Ansible starts a process per task; what they import is compiled once.
+unexport PYTHONDONTWRITEBYTECODE
 # Ansible insists on UTF-8, and the scripts read messages of other programs.
 export LC_ALL := C.UTF-8
 
