@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import json
+import os
 import sys
+import threading
 import types
 from importlib.machinery import SourceFileLoader
 
 import pytest
 from conftest import PROJECT
+from fastapi import FastAPI, HTTPException
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 
 KEY = "a-key"
 
@@ -20,14 +26,33 @@ class StandinServer(types.ModuleType):
 
     def __init__(self):
         super().__init__("llama_cpp_batch")
-        model = types.SimpleNamespace(model_path="/llamacpp/model/a.gguf")
-        scheduler = types.SimpleNamespace(model=model)
-        self.FastAPI = object
-        self.Model = type("Model", (), {"token_bytes_with_prev": told_apart})
-        self.model = model
-        self.application = Application(
-            types.SimpleNamespace(service=types.SimpleNamespace(scheduler=scheduler))
+        model = types.SimpleNamespace(
+            model_path="/llamacpp/model/a.gguf",
+            n_seq_max=4,
+            n_ctx=100,
+            has_attention_budget=True,
+            attention_partitioned=True,
+            n_vocab=50,
+            vocab="vocabulary",
         )
+        scheduler = types.SimpleNamespace(model=model)
+        self.FastAPI, self.JSONResponse = FastAPI, JSONResponse
+        self.Model = type("Model", (), {"token_bytes_with_prev": told_apart, "vocab": "vocabulary"})
+        self.CompletionRequest = types.SimpleNamespace(from_prepared=types.SimpleNamespace)
+        self.CompletionRequestValidationError = type("CompletionRequestValidationError", (ValueError,), {})
+        self.freed = []
+        self.llama_cpp = types.SimpleNamespace(
+            llama_sampler_init_grammar=lambda _vocabulary, text, root: (
+                None if b"\\" in text else (text, root)
+            ),
+            llama_sampler_free=self.freed.append,
+            llama_vocab_is_eog=lambda _vocabulary, token: token == 2,
+        )
+        self.model = model
+        self.service = types.SimpleNamespace(
+            scheduler=scheduler, prepare_completion_prompt=lambda payload: payload.normalized_prompt()
+        )
+        self.application = Application(self.service)
         self.uvicorn = types.SimpleNamespace(run=self.run)
         self.ran = {}
 
@@ -44,18 +69,35 @@ def told_apart(_model, before, token):
     return [*before, token]
 
 
-class Application:
-    """An ASGI application that answers 200 to everything."""
+class Answers(BaseModel):
+    """What the engine makes of a request, and finds wrong only then."""
 
-    def __init__(self, state):
-        self.state = state
+    number: int
+
+
+class Application(FastAPI):
+    """Has some of the engine's pages, and notes how many requests could wait when it begins."""
+
+    def __init__(self, service):
+        super().__init__()
+        self.state.service = service
         self.threads = 0
+        for path in ("/v1/models", "/metrics", "/healthz"):
+            self.get(path)(lambda: {})
+        self.get("/v1/answers/{number}")(self.give)
 
     async def __call__(self, scope, receive, send):
         if scope["type"] == "lifespan":
             self.threads = asyncio.get_running_loop()._default_executor._max_workers
         else:
-            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await super().__call__(scope, receive, send)
+
+    async def give(self, number: int):
+        if number == 1:
+            Answers(number="one")
+        if number > 4:
+            raise HTTPException(503 if number > 100 else 400, "at most 4 answers")
+        return 1 / number
 
 
 @pytest.fixture
@@ -69,6 +111,7 @@ def run(tmp_path, monkeypatch):
         config.write_text(json.dumps({"server": server, "model": {"path": "/x.gguf", "alias": "chat"}}))
         monkeypatch.setattr(sys, "argv", ["batch-server", "--config_file", str(config)])
         monkeypatch.setenv("API_KEY", key)
+        monkeypatch.setattr(threading, "excepthook", threading.excepthook)
         loader = SourceFileLoader("batch_server", str(PROJECT / "files/image/batch-server"))
         module = importlib.util.module_from_spec(importlib.util.spec_from_loader("batch_server", loader))
         loader.exec_module(module)
@@ -79,16 +122,19 @@ def run(tmp_path, monkeypatch):
 
 
 def answer(fake, path="/v1/models", key=None, kind="http", **scope):
-    """Sends a request to the application as it is run; returns what it answers first."""
-    sent = []
+    """Sends a request to the application as it is run; returns the beginning and the body of its answer."""
+    sent = [{}]
 
     async def send(message):
         sent.append(message)
 
     headers = [] if key is None else [(b"authorization", f"Bearer {key}".encode())]
-    request = {"type": kind, "path": path, "headers": headers, "method": "GET", **scope}
-    asyncio.run(fake.ran["application"](request, None, send))
-    return sent[0] if sent else {}
+    request = {"type": kind, "path": path, "headers": headers, "method": "GET", "query_string": b"", **scope}
+    # What the application could not do is raised again for the log, after the answer.
+    with contextlib.suppress(ZeroDivisionError):
+        asyncio.run(fake.ran["application"](request, None, send))
+    body = b"".join(message.get("body", b"") for message in sent)
+    return {**sent[min(1, len(sent) - 1)], "body": body.decode()}
 
 
 def test_without_a_key_everybody_is_answered(run):
@@ -107,7 +153,7 @@ def test_what_tells_that_it_lives_needs_no_key(run, path):
 
 
 def test_a_browser_may_ask_what_it_may_do(run):
-    assert answer(run(KEY), method="OPTIONS")["status"] == 200
+    assert answer(run(KEY), method="OPTIONS")["status"] != 401
 
 
 def test_a_websocket_without_the_key_is_closed(run):
@@ -119,6 +165,26 @@ def test_the_certificate_is_the_configurations(run):
     ran = run(**tls, host="0.0.0.0").ran
     assert {name: ran.get(name) for name in tls} == tls
     assert "ssl_certfile" not in run().ran
+
+
+@pytest.mark.parametrize(
+    ("page", "status", "kind", "message"),
+    [
+        ("answers/5", 400, "invalid_request_error", "at most 4 answers"),
+        ("answers/101", 503, "server_error", "at most 4 answers"),
+        ("answers/many", 400, "invalid_request_error", "number: Input should be a valid integer"),
+        ("answers/1", 400, "invalid_request_error", "number: Input should be a valid integer"),
+        ("answers/0", 500, "server_error", "Internal server error"),
+        ("nothing", 404, "invalid_request_error", "Not Found"),
+    ],
+)
+def test_errors_are_told_as_openai_does(run, page, status, kind, message):
+    told = answer(run(), f"/v1/{page}")
+    assert told["status"] == status
+    error = json.loads(told["body"])["error"]
+    assert sorted(error) == ["code", "message", "param", "type"]
+    assert error["type"] == kind
+    assert message in error["message"]
 
 
 def test_answers_name_the_model_by_its_alias(run):
@@ -136,3 +202,81 @@ def test_the_text_of_a_token_is_told_by_the_end_of_what_came_before(run, length,
     model = run().Model()
     before = list(range(length))
     assert model.token_bytes_with_prev_bytes(before, b"all of it", 7) == [*before[length - read :], 7]
+
+
+def test_what_marks_the_end_of_an_answer_is_no_text(run):
+    assert run().Model().token_bytes_with_prev_bytes([5, 6], b"all of it", 2) == b""
+
+
+def prepare(fake, **request):
+    """Makes a request as the engine does: a prompt of 10 tokens that may become 30."""
+    usual = {
+        "internal_completion_count": 1,
+        "effective_max_len": 30,
+        "prompt_tokens": list(range(10)),
+        "prompt_plan": types.SimpleNamespace(eval_token_count=10),
+        "grammar_text": None,
+        "grammar_root": "root",
+    }
+    return fake.CompletionRequest.from_prepared(**usual | request)
+
+
+def test_a_request_is_what_the_engine_makes_of_it(run):
+    assert prepare(run(), internal_completion_count=4, effective_max_len=100).effective_max_len == 100
+
+
+def test_an_empty_prompt_is_refused(run):
+    fake = run()
+    with pytest.raises(fake.CompletionRequestValidationError, match="prompt is empty"):
+        prepare(fake, prompt_tokens=[])
+
+
+@pytest.mark.parametrize("prompt", ["a text", [0, 49]])
+def test_a_prompt_is_read_as_the_engine_does(run, prompt):
+    payload = types.SimpleNamespace(normalized_prompt=lambda: [prompt])
+    assert run().service.prepare_completion_prompt(payload) == [prompt]
+
+
+@pytest.mark.parametrize("token", [-1, 50])
+def test_numbers_that_are_no_tokens_are_refused(run, token):
+    fake = run()
+    payload = types.SimpleNamespace(normalized_prompt=lambda: [[0, token]])
+    with pytest.raises(fake.CompletionRequestValidationError, match="from 0 to 49"):
+        fake.service.prepare_completion_prompt(payload)
+
+
+def test_more_answers_than_there_are_places_are_refused(run):
+    fake = run()
+    with pytest.raises(
+        fake.CompletionRequestValidationError, match="n or best_of is 5; this server gives at most 4"
+    ):
+        prepare(fake, internal_completion_count=5)
+
+
+def test_answers_that_never_fit_the_context_they_share_are_refused(run):
+    fake = run()
+    fake.model.attention_partitioned = False
+    assert prepare(fake, internal_completion_count=4)  # 10 + 4 x 20 tokens
+    with pytest.raises(fake.CompletionRequestValidationError, match="need 110 tokens and there are 100"):
+        prepare(fake, internal_completion_count=4, effective_max_len=35)
+    fake.model.has_attention_budget = False  # a recurrent model needs the same memory for any length
+    assert prepare(fake, internal_completion_count=4, effective_max_len=35)
+
+
+def test_a_grammar_that_the_engine_cannot_read_is_refused(run):
+    fake = run()
+    assert prepare(fake, grammar_text='root ::= "a"')
+    assert fake.freed == [(b'root ::= "a"', b"root")]
+    with pytest.raises(fake.CompletionRequestValidationError, match="grammar cannot be parsed"):
+        prepare(fake, grammar_text='root ::= "\\d"')
+
+
+def test_it_ends_when_one_of_its_threads_has(run, monkeypatch, capfd):
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    run()
+    computing = threading.Thread(target=lambda: {}["lost"])
+    computing.start()
+    computing.join()
+    assert ended == [1]
+    assert "KeyError: 'lost'" in capfd.readouterr().err

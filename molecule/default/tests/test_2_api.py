@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import openai
 import pytest
 from testing import ask
 
@@ -52,6 +53,28 @@ def test_a_long_answer_is_not_cut_off_by_a_second_request(client):
     assert ask(client, "smollm2").choices[0].message.content
     rest = [chunk.choices[0] for chunk in stream]
     assert first and rest[-1].finish_reason in ("stop", "length")
+
+
+NO_GRAMMAR = {"type": "json_object", "schema": {"type": "string", "pattern": r"^\d+$"}}
+MISTAKES = {
+    "a JSON schema of which no grammar is made": (
+        {"response_format": NO_GRAMMAR},
+        "grammar cannot be parsed",
+    ),
+    "a broken grammar": ({"extra_body": {"grammar": "root ::= ("}}, "grammar cannot be parsed"),
+    "more than the context": ({"question": "word " * 3000}, "maximum context length is 2048"),
+}
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_a_request_is_told_to_its_client_and_ends_nothing(client, untouched, mistake, streamed):
+    options, words = MISTAKES[mistake]
+    with pytest.raises(openai.APIError, match=words) as told:
+        list(ask(client, "smollm2", **options, stream=streamed))
+    # The status of a stream is sent before its first word.
+    assert streamed or told.value.status_code == 400
+    assert ask(client, "smollm2", max_tokens=2).choices
 
 
 def test_smoke_test_keeps_all_promises_and_reports(play, tmp_path):

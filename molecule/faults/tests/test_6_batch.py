@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import openai
 import pytest
 import requests
 from conftest import SECOND_PORT
@@ -59,14 +61,56 @@ def test_more_clients_than_it_answers_at_once_wait_and_are_answered(batching):
     assert {answer.model for answer in answers} == {"smollm2"}
 
 
-def test_the_pieces_of_a_long_conversation_are_its_answer(batching):
-    question = f"{'Count: 一、二、三 🙂. ' * 40} Repeat: こんにちは 🙂, the capital of France is Paris."
-    whole = ask(batching, "smollm2", question, max_tokens=40).choices[0].message.content
-    pieces = ask(batching, "smollm2", question, max_tokens=40, stream=True)
-    assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == whole
-    # Spaces between tokens, and characters of several of them, are as they should be.
-    assert "こんにちは" in whole
-    assert "the capital of France is Paris." in whole
+def test_the_pieces_of_a_long_conversation_are_its_text(batching):
+    # What it is to say is given: spaces between tokens, characters of several tokens.
+    text = "Hello there, 「一、二、三」 costs 12 € in Zürich 🙂, says the cat"
+    question = f"{'Count: 一、二、三 🙂. ' * 40} Repeat."
+    schema = {"name": "text", "schema": {"type": "string", "pattern": f"^{text}$"}}
+    given = {"response_format": {"type": "json_schema", "json_schema": schema}, "max_tokens": 120}
+    assert json.loads(ask(batching, "smollm2", question, **given).choices[0].message.content) == text
+    pieces = [
+        piece.choices[0].delta.content or ""
+        for piece in ask(batching, "smollm2", question, **given, stream=True)
+    ]
+    assert json.loads("".join(pieces)) == text
+    assert len(pieces) > 10
+
+
+def test_the_end_of_an_answer_is_not_in_its_text(batching):
+    prompt = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+    answer = batching.completions.create(model="smollm2", prompt=prompt, temperature=0, max_tokens=60)
+    assert answer.choices[0].finish_reason == "stop"
+    assert "Paris" in answer.choices[0].text
+    assert "<|" not in answer.choices[0].text
+
+
+NO_GRAMMAR = {"name": "number", "schema": {"type": "string", "pattern": r"^\d+$"}}
+IMPOSSIBLE = {
+    "a JSON schema of which no grammar is made": (
+        {"response_format": {"type": "json_schema", "json_schema": NO_GRAMMAR}},
+        "grammar cannot be parsed",
+    ),
+    "more answers at once than places": ({"n": 5}, "at most 4 answers|not supported for streaming"),
+    "an empty prompt": ({"prompt": ""}, "prompt is empty"),
+    "what is no request at all": ({"n": "many"}, "n: Input should be a valid integer"),
+    "numbers that are no tokens": ({"prompt": [1, 10**9]}, "tokens are numbers from 0 to 49151"),
+}
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_a_request_that_can_never_be_answered_is_refused_and_ends_nothing(
+    batching, container, case, streamed
+):
+    options, words = IMPOSSIBLE[case]
+    begun = container("second")["State"]["StartedAt"]
+    with pytest.raises(openai.BadRequestError, match=words):
+        if "prompt" in options:
+            batching.completions.create(model="smollm2", **options, stream=streamed)
+        else:
+            ask(batching, "smollm2", **options, stream=streamed)
+    assert ask(batching, "smollm2", max_tokens=2).choices
+    assert container("second")["State"]["StartedAt"] == begun
 
 
 def computed() -> float:
