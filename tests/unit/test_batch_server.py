@@ -40,6 +40,7 @@ class StandinServer(types.ModuleType):
         self.Model = type("Model", (), {"token_bytes_with_prev": told_apart, "vocab": "vocabulary"})
         self.CompletionRequest = types.SimpleNamespace(from_prepared=types.SimpleNamespace)
         self.CompletionRequestValidationError = type("CompletionRequestValidationError", (ValueError,), {})
+        self.JsonSchemaConverter = types.SimpleNamespace(to_gbnf={"{}": "root ::= object"}.__getitem__)
         self.freed = []
         self.llama_cpp = types.SimpleNamespace(
             llama_sampler_init_grammar=lambda _vocabulary, text, root: (
@@ -269,6 +270,13 @@ def test_a_grammar_that_the_engine_cannot_read_is_refused(run):
     assert fake.freed == [(b'root ::= "a"', b"root")]
     with pytest.raises(fake.CompletionRequestValidationError, match="grammar cannot be parsed"):
         prepare(fake, grammar_text='root ::= "\\d"')
+
+
+def test_a_schema_of_which_no_grammar_is_made_is_refused(run):
+    fake = run()
+    assert fake.JsonSchemaConverter.to_gbnf("{}") == "root ::= object"
+    with pytest.raises(fake.CompletionRequestValidationError, match="of the JSON schema: 'odd'"):
+        fake.JsonSchemaConverter.to_gbnf("odd")
 
 
 def test_it_ends_when_one_of_its_threads_has(run, monkeypatch, capfd):

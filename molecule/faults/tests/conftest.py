@@ -53,7 +53,7 @@ class Trickle:
         while not self._ended.wait(1):
             sent, problem = time.monotonic(), ""
             try:
-                answer = ask(self._client, "smollm2", max_tokens=2)
+                answer = ask(self._client, "smollm2", max_tokens=1)
                 if not answer.choices[0].message.content:
                     problem = "no text"
             # What is no completion, such as a web page, is some other object.
