@@ -40,6 +40,7 @@ class StandinServer(types.ModuleType):
         self.Model = type("Model", (), {"token_bytes_with_prev": told_apart, "vocab": "vocabulary"})
         self.CompletionRequest = types.SimpleNamespace(from_prepared=types.SimpleNamespace)
         self.CompletionRequestValidationError = type("CompletionRequestValidationError", (ValueError,), {})
+        self.OpenAIFormatter = type("OpenAIFormatter", (), {"returned_tokens": lambda *_, start_index: "all"})
         self.JsonSchemaConverter = types.SimpleNamespace(to_gbnf={"{}": "root ::= object"}.__getitem__)
         self.freed = []
         self.llama_cpp = types.SimpleNamespace(
@@ -288,3 +289,36 @@ def test_it_ends_when_one_of_its_threads_has(run, monkeypatch, capfd):
     computing.join()
     assert ended == [1]
     assert "KeyError: 'lost'" in capfd.readouterr().err
+
+
+def grown(fake, *texts, **answer):
+    """Returns a function: finish_reason, start_index, end of the text so far -> what is new of an answer."""
+    records = [types.SimpleNamespace(text_bytes=text) for text in texts]
+    completion = types.SimpleNamespace(**{"token_records": records, "logprobs": None} | answer)
+    formatter = fake.OpenAIFormatter()
+    formatter.ReturnedToken = lambda index, text, _record, _offset: (index, text)
+
+    def new(finish_reason, start_index, end):
+        formatter.returned_output_end = lambda *_: end
+        return formatter.returned_tokens(completion, finish_reason, start_index=start_index)
+
+    return new
+
+
+def test_a_step_of_a_stream_begins_where_the_one_before_has_ended(run):
+    new = grown(run(), b"one", b" two", b" three", b" four")
+    assert new(None, 0, 3) == "all"  # the engine's own method
+    assert new(None, 1, 7) == [(1, b" two")]
+    assert new(None, 2, 13) == [(2, b" three")]
+    assert new(None, 2, 18) == [(2, b" three"), (3, b" four")]
+
+
+def test_what_may_become_a_stop_word_is_held_back_and_cut_off_at_the_end(run):
+    new = grown(run(), b"one", b" two", b" three", b" four")
+    assert new(None, 1, 10) == [(1, b" two")]
+    assert new("stop", 2, 10) == [(2, b" th")]
+    assert new("stop", 2, 7) == []
+
+
+def test_probabilities_are_left_to_the_engines_own_method(run):
+    assert grown(run(), b"one", b" two", logprobs=3)(None, 1, 7) == "all"
