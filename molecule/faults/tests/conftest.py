@@ -76,6 +76,11 @@ class Trickle:
         self._thread.join()
 
 
+def started(container, name: str) -> str:
+    """When a container was started."""
+    return container(name)["State"]["StartedAt"]
+
+
 @pytest.fixture(scope="session")
 def scenario() -> Scenario:
     """What is tested."""

@@ -7,13 +7,8 @@ import time
 
 import openai
 import pytest
-from conftest import SECOND_PORT, STATE
+from conftest import SECOND_PORT, STATE, started
 from testing import ask, openai_client
-
-
-def started(container, name: str) -> str:
-    """When a container was started."""
-    return container(name)["State"]["StartedAt"]
 
 
 def test_a_model_that_no_instance_uses_restarts_nothing(deploy, untouched, catalogue):

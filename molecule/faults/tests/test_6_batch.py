@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 import requests
-from conftest import SECOND_PORT
+from conftest import SECOND_PORT, started
 from testing import ask, openai_client
 
 FIRST = {"name": "llamacpp", "port": 20080, "gpus": []}
@@ -103,14 +103,14 @@ def test_a_request_that_can_never_be_answered_is_refused_and_ends_nothing(
     batching, container, case, streamed
 ):
     options, words = IMPOSSIBLE[case]
-    begun = container("second")["State"]["StartedAt"]
+    begun = started(container, "second")
     with pytest.raises(openai.BadRequestError, match=words):
         if "prompt" in options:
             batching.completions.create(model="smollm2", **options, stream=streamed)
         else:
             ask(batching, "smollm2", **options, stream=streamed)
     assert ask(batching, "smollm2", max_tokens=2).choices
-    assert container("second")["State"]["StartedAt"] == begun
+    assert started(container, "second") == begun
 
 
 def computed() -> float:
